@@ -1,0 +1,60 @@
+"""Holdfast: faces -> deepfake models -> perturbations -> protected sets -> retrained models -> tables.
+
+`snakemake --cores all --resources gpu=1` runs config.yaml, the papers' scale. A preset is chosen by its
+profile: `snakemake --workflow-profile profiles/demo`. Rules stand in workflow/rules/, in the order of the
+data; each has one thin script that calls one function of workflow/holdfast/stages/.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+HERE = Path(workflow.basedir)
+sys.path.insert(0, str(HERE / "workflow"))
+# Scripts run in processes of their own and import the library from here, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE / "workflow"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+import holdfast.config as settings
+from holdfast.errors import HoldfastError
+
+
+configfile: HERE / "config.yaml"
+
+
+# Where the data lie on this machine; see README. Not part of the repository.
+if Path("paths.yaml").exists():
+
+    configfile: "paths.yaml"
+
+
+try:
+    config.update(settings.complete(config))
+except HoldfastError as error:
+    sys.exit(f"\nError in the config: {error}\n")
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/perturb.smk"
+include: "workflow/rules/protect.smk"
+include: "workflow/rules/retrain.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/publish.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        R / "report.html",
+        expand(R / "tables/table_{table}.csv", table=TABLES),
+        expand(R / "figures/figure_{figure}.png", figure=FIGURES),

@@ -1,0 +1,257 @@
+"""CMUA and TSDF as wholes, on tiny networks; poisoning also on real weights where the lab is at hand."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from holdfast.data.pixels import to_float
+from holdfast.deepfakes.model import freeze
+from holdfast.deepfakes.stargan import StarGAN
+from holdfast.defences import DEFENCES, stages
+from holdfast.defences.base import Surroundings
+from holdfast.defences.fusion import detected
+from holdfast.defences.random import Random
+from holdfast.detectors.retinaface import RetinaFace
+from holdfast.errors import HoldfastError
+
+EPSILON = 0.05
+STARGAN = {
+    "attributes": ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"],
+    "generator_channels": 4,
+    "discriminator_channels": 4,
+    "discriminator_layers": 4,
+    "lambda_gp": 10.0,
+    "lambda_cls": 1.0,
+    "lambda_rec": 10.0,
+}
+SHORT = {
+    "cmua": {"steps": 2, "batch": 4},
+    "tsdf": {
+        "iterations": 3,
+        "poison_iterations": 3,
+        "batch": 4,
+        "fused_size": 8,
+        "adaptor_channels": 8,
+        "step_size": 0.01,
+        "poison_step_size": 0.01,
+    },
+}
+
+
+def lively(detector, images):
+    """Untrained, but with batch statistics of `images` and decided scores: else all of it fades away."""
+    for module in detector.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    detector.network.train()
+    with torch.no_grad():
+        for head in detector.network.ClassHead:
+            head.conv1x1.weight.mul_(10)
+        detector.raw(images)
+    return detector.freeze()
+
+
+@pytest.fixture(scope="module")
+def surroundings():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, other = (freeze(StarGAN(STARGAN, 32)) for _ in range(2))
+        images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, (torch.rand(8, 5) > 0.5).float()
+        detector = lively(RetinaFace(), images)
+    return Surroundings(
+        models={"stargan": model, "other": other},
+        detectors={"retinaface": detector},
+        images=images,
+        labels={"stargan": labels, "other": labels},
+        epsilon=EPSILON,
+        seed_names=("test", 0),
+        batch=3,
+    )
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_budget_holds_in_float_and_after_eight_bits(surroundings, name):
+    defence = DEFENCES[name](SHORT[name], surroundings).fit()
+    assert defence.perturbation.shape == (1, 3, 32, 32)
+    assert 0 < defence.perturbation.abs().max() <= EPSILON
+    moved = defence.protect(surroundings.images) - surroundings.images
+    assert moved.abs().max() <= EPSILON + 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_deterministic_seeded_and_without_a_trace_in_the_networks(surroundings, name):
+    networks = [n for m in surroundings.models.values() for n in m.networks.values()]
+    networks.append(surroundings.detectors["retinaface"].network)
+    before = [value.clone() for n in networks for value in n.state_dict().values()]
+    first, again = (DEFENCES[name](SHORT[name], surroundings).fit().perturbation for _ in range(2))
+    other = dataclasses.replace(surroundings, seed_names=("test", 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, DEFENCES[name](SHORT[name], other).fit().perturbation)
+    after = [value for n in networks for value in n.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(p.grad is None for n in networks for p in n.parameters())
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(surroundings, name, tmp_path, monkeypatch):
+    whole = DEFENCES[name](SHORT[name], surroundings).fit().perturbation
+    run_steps, kept = stages.run_steps, dataclasses.replace(surroundings, state_path=tmp_path / "state.pt")
+
+    class Killed(Exception):
+        pass
+
+    def killed_at(stop):
+        def run(total, step, state, path, **more):
+            def stopping(index):
+                if index == stop:
+                    raise Killed
+                return step(index)
+
+            return run_steps(total, stopping, state, path, save_seconds=-1.0, **more)
+
+        return run
+
+    for stop in (1, 3, 8):
+        monkeypatch.setattr(stages, "run_steps", killed_at(stop))
+        with pytest.raises(Killed):
+            DEFENCES[name](SHORT[name], kept).fit()
+    monkeypatch.setattr(stages, "run_steps", run_steps)
+    assert torch.equal(DEFENCES[name](SHORT[name], kept).fit().perturbation, whole)
+
+
+@pytest.mark.parametrize("reading", ["perturbation", "update"])
+@pytest.mark.parametrize("objective", ["minimise_sum", "descend_literal", "ascend_literal"])
+def test_poisoning_stays_where_interruption_is_faint(surroundings, reading, objective):
+    settings = SHORT["tsdf"] | {"mask_acts_on": reading, "poison_objective": objective}
+    defence = DEFENCES["tsdf"](settings, surroundings).fit()
+    interruption, delta = (defence.stages[name].perturbation for name in ("interruption", "poisoning"))
+    strong = interruption.abs() >= 0.04
+    assert strong.any() and (delta[strong] == 0).all() and (delta[~strong] != 0).any()
+    assert torch.equal(defence.perturbation[strong], interruption[strong])
+
+
+def test_poisoning_lowers_scores_more_than_interruption_alone(surroundings):
+    detector, images = surroundings.detectors["retinaface"], surroundings.images
+    # An untrained detector's features say nothing of its scores: only the output term is asked.
+    settings = SHORT["tsdf"] | {"poison_iterations": 10, "iterations": 1, "level_weights": [0, 0, 0]}
+
+    def scores(x):
+        with torch.no_grad():
+            return torch.softmax(detector.raw(x)[0], -1)[..., 1]
+
+    chosen = detected(scores(images), 0.5)
+
+    def left(tau):
+        return scores(DEFENCES["tsdf"](settings | {"tau": tau}, surroundings).fit().protect(images))[
+            chosen
+        ].mean()
+
+    assert left(0.04) < left(0) - 0.01
+
+
+def test_the_three_poisoning_objectives_are_three(surroundings):
+    found = [
+        DEFENCES["tsdf"](SHORT["tsdf"] | {"poison_objective": objective}, surroundings).fit().perturbation
+        for objective in ("minimise_sum", "descend_literal", "ascend_literal")
+    ]
+    assert not any(torch.equal(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"enhancement_sign": "descend", "enhancement_target": "fixed"},
+        {"feature_distance": "none", "feature_reduction": "sum"},
+        {"restandardise": False, "batch": None},
+        {},
+    ],
+)
+def test_interruption_moves_features_more_than_noise_of_the_same_budget(surroundings, choice):
+    settings = SHORT["tsdf"] | {"tau": 0.0, "iterations": 8} | choice
+    defence = DEFENCES["tsdf"](settings, surroundings).fit()
+    assert "poisoning" not in defence.stages
+    noise = torch.sign(Random({}, surroundings).fit().perturbation) * EPSILON
+    model, labels = surroundings.models["stargan"], surroundings.labels["stargan"]
+    clean = model.features(surroundings.images, labels)
+
+    def distance(perturbation):
+        moved = model.features(surroundings.images + perturbation, labels)
+        return (moved - clean).square().mean()
+
+    assert distance(defence.perturbation) > 1.2 * distance(noise)
+
+
+def test_cmua_moves_outputs_more_than_noise(surroundings):
+    defence = DEFENCES["cmua"]({"steps": 10, "batch": 8}, surroundings).fit()
+    noise = Random({}, surroundings).fit().perturbation
+    noise = noise / noise.square().mean().sqrt() * defence.perturbation.square().mean().sqrt()
+    model, labels = surroundings.models["stargan"], surroundings.labels["stargan"]
+    clean = model.edits(surroundings.images, labels)
+
+    def distance(perturbation):
+        return (model.edits(surroundings.images + perturbation, labels) - clean).square().mean()
+
+    assert distance(defence.perturbation) > 1.2 * distance(noise)
+
+
+def test_clean_features_are_computed_once(surroundings, monkeypatch):
+    clean, features = [], StarGAN.features
+
+    def counting(model, x, attributes):
+        if not torch.is_grad_enabled():
+            clean.append(len(x))
+        return features(model, x, attributes)
+
+    monkeypatch.setattr(StarGAN, "features", counting)
+    monkeypatch.setattr(StarGAN, "edit", None)  # the decoder is not run
+    DEFENCES["tsdf"](SHORT["tsdf"], surroundings).fit()
+    assert sum(clean) == len(surroundings.images) * len(surroundings.models)
+
+
+def test_without_a_detector_or_a_model_the_error_says_what_to_do(surroundings):
+    blind = dataclasses.replace(surroundings, detectors={})
+    with pytest.raises(HoldfastError, match="tau: 0"):
+        DEFENCES["tsdf"](SHORT["tsdf"], blind).fit()
+    assert DEFENCES["tsdf"](SHORT["tsdf"] | {"tau": 0}, blind).fit().perturbation is not None
+    lonely = dataclasses.replace(surroundings, models={})
+    for name in SHORT:
+        with pytest.raises(HoldfastError, match="no deepfake model"):
+            DEFENCES[name](SHORT[name], lonely).fit()
+    with pytest.raises(HoldfastError, match="retinaface"):
+        DEFENCES["tsdf"](SHORT["tsdf"] | {"fusion_weights": {"s3fd": 1.0}}, surroundings).fit()
+
+
+@pytest.mark.skipif("HOLDFAST_LAB" not in os.environ, reason="HOLDFAST_LAB is not set")
+def test_poisoning_lowers_real_face_scores_more_than_interruption_alone(surroundings):
+    lab = Path(os.environ["HOLDFAST_LAB"])
+    files = sorted((lab / "celeba" / "img_align_celeba").glob("*.jpg"))[:12]
+    faces = [
+        np.asarray(Image.open(f).convert("RGB").crop((2, 12, 87, 97)).resize((64, 64), Image.BILINEAR))
+        for f in files
+    ]
+    images, labels = to_float(np.stack(faces)), torch.zeros(12, 5)
+    detector = RetinaFace({"input_size": 128}).load(lab / "weights" / "retinaface_mobilenet0.25.pth")
+    real = dataclasses.replace(
+        surroundings,
+        models={"stargan": surroundings.models["stargan"]},
+        labels={"stargan": labels},
+        detectors={"retinaface": detector},
+        images=images,
+        batch=12,
+    )
+    settings = SHORT["tsdf"] | {"batch": 12, "poison_iterations": 15, "iterations": 5}
+    with torch.no_grad():
+        found = torch.softmax(detector.raw(images)[0], -1)[..., 1] > 0.5
+
+    def score(tau):
+        protected = DEFENCES["tsdf"](settings | {"tau": tau}, real).fit().protect(images)
+        with torch.no_grad():
+            return torch.softmax(detector.raw(protected)[0], -1)[..., 1][found].mean()
+
+    assert found.any(dim=1).all()
+    assert score(0.04) < score(0) - 0.005

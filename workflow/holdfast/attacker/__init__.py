@@ -1,0 +1,1 @@
+"""The adaptive attacker: collects protected images, crops the faces and retrains."""

@@ -1,0 +1,62 @@
+"""Harvest: what the attacker's data preparation makes of collected images.
+
+Detect faces, keep the best box above a threshold, crop it as a square with a margin, resize
+(method.md, "Retraining": the paper only says "retrained"; this is the pipeline it has in mind).
+"""
+
+import numpy as np
+from PIL import Image
+
+from holdfast.metrics.detection import pick_face
+
+
+def square_window(box, margin, size):
+    """The square that is cropped: around the box's centre, its longer side plus `margin` on both ends.
+
+    Args:
+        box: x1, y1, x2, y2 in pixels.
+        margin: as a fraction of the longer side.
+        size: side of the (square) image; the window is moved, and if need be shrunk, to lie inside.
+
+    Returns:
+        (left, top, side), float pixels, side >= 1.
+    """
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    side = min(max(x2 - x1, y2 - y1, 1.0) * (1 + 2 * margin), float(size))
+    left = min(max((x1 + x2 - side) / 2, 0.0), size - side)
+    top = min(max((y1 + y2 - side) / 2, 0.0), size - side)
+    return left, top, side
+
+
+def crop(pixels, window, size):
+    """The window of an image, resized bilinearly: uint8 (H, W, 3) to uint8 (size, size, 3)."""
+    left, top, side = window
+    image = Image.fromarray(pixels)
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.BILINEAR, box=box))
+
+
+def crop_faces(pixels, detections, *, threshold, margin, no_detection):
+    """What the attacker takes from each image of a batch.
+
+    Args:
+        pixels: uint8 (N, S, S, 3).
+        detections: per image (boxes (k, 4), scores (k,)).
+        threshold: score that a box must exceed.
+        margin: see :func:`square_window`.
+        no_detection: "drop", or "whole" to take the image as it is.
+
+    Yields:
+        per image: uint8 (S, S, 3) and the box taken (4,), or None and None where nothing is taken; a
+        whole image has the box None.
+    """
+    size = pixels.shape[1]
+    for image, (boxes, scores) in zip(pixels, detections, strict=True):
+        row = pick_face(boxes, scores, score=threshold)
+        if row is not None:
+            box = np.asarray(boxes[row], dtype=np.float32)
+            yield crop(image, square_window(box, margin, size), size), box
+        elif no_detection == "whole":
+            yield image, None
+        else:
+            yield None, None

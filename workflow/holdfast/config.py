@@ -1,0 +1,293 @@
+"""The config: read, merged, checked against schema and registries, and completed with defaults.
+
+The names and the SETTINGS of data sets, models, detectors and defences are read from the modules'
+text, not by importing them: a workflow starts in a second, without torch.
+"""
+
+import ast
+import copy
+import difflib
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from holdfast.errors import HoldfastError
+
+PACKAGE = Path(__file__).resolve().parent
+SCHEMA = PACKAGE.parent / "schemas" / "config.schema.json"
+# Section of the config: folder of the library whose modules register its entries.
+METRICS = "metrics"
+SECTIONS = {
+    "datasets": "data",
+    "deepfakes": "deepfakes",
+    "detectors": "detectors",
+    "defences": "defences",
+}
+KINDS = {"datasets": "dataset", "deepfakes": "deepfake", "detectors": "detector", "defences": "defence"}
+
+
+@functools.cache
+def registered(section):
+    """{name: {setting: JSON schema}} of what the modules of a section register.
+
+    Reads the literal ``REGISTER`` and ``SETTINGS`` of each module; ``training.py`` of the folder, where
+    there is one, holds SETTINGS common to all.
+
+    Raises:
+        HoldfastError: a REGISTER or SETTINGS that is not a literal dictionary.
+    """
+    folder = PACKAGE / SECTIONS.get(section, section)
+    common = {}
+    if (folder / "training.py").exists():
+        common = _literals(folder / "training.py")[1]
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        names, settings = _literals(path)
+        for name in names:
+            found[name] = {**common, **settings}
+    return found
+
+
+def _literals(path):
+    names, settings = [], {}
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+            continue
+        try:
+            if node.targets[0].id == "REGISTER" and isinstance(node.value, ast.Dict):
+                names = [ast.literal_eval(key) for key in node.value.keys]
+            elif node.targets[0].id == "SETTINGS":
+                settings = ast.literal_eval(node.value)
+        except ValueError as error:
+            raise HoldfastError(
+                f"{node.targets[0].id} of {path.name} cannot be read, line {node.lineno}",
+                expected="a literal dictionary with plain strings as keys",
+                repair="write it out; it is read without running the module",
+            ) from error
+    return names, settings
+
+
+def full_schema():
+    """The JSON schema of the whole config, the entries' own settings not included."""
+    return json.loads(SCHEMA.read_text(encoding="utf-8"))
+
+
+def entry_schema(section, entry_kind):
+    """The JSON schema of one entry of a section: its common keys and its module's SETTINGS."""
+    schema = full_schema()
+    common = schema["$defs"][KINDS[section]]
+    own = registered(section).get(entry_kind, {})
+    return {
+        "$defs": schema["$defs"],
+        "type": "object",
+        "properties": {**common["properties"], **own},
+        "additionalProperties": False,
+    }
+
+
+def complete(config):
+    """The config with all defaults filled in.
+
+    Raises:
+        HoldfastError: an unknown key, a wrong type, a value out of range, a name that nobody
+            registered, a reference to nothing. Names the key and shows the repair.
+    """
+    schema = full_schema()
+    config = copy.deepcopy(dict(config))
+    _check(config, schema, "")
+    config = _with_defaults(config, schema, schema)
+    for section in SECTIONS:
+        for name, entry in config[section].items():
+            config[section][name] = _complete_entry(section, name, entry)
+    _check_references(config)
+    return config
+
+
+def _complete_entry(section, name, entry):
+    kind = entry.get("kind", name) if section == "datasets" else name
+    where = f"{section}.{name}"
+    known = registered(section)
+    if entry.get("skip"):
+        # Not run: it may be of a kind that does not exist yet, with settings that nobody knows.
+        return {"title": name, **entry}
+    if kind not in known:
+        named = f"{where}.kind" if "kind" in entry else where
+        raise HoldfastError(
+            f"config key {named}: nobody registered '{kind}'",
+            found=kind,
+            expected=", ".join(known),
+            repair=_yaml_repair(section, _nearest(kind, known), name, entry)
+            + f"; or add workflow/holdfast/{SECTIONS[section]}/{kind}.py with a REGISTER",
+        )
+    schema = entry_schema(section, kind)
+    _check(entry, schema, where)
+    entry = _with_defaults(entry, schema, schema)
+    if section == "datasets":
+        entry.setdefault("kind", kind)
+    return entry
+
+
+def _yaml_repair(section, nearest, name, entry):
+    if nearest is None:
+        return f"remove {section}.{name}"
+    if "kind" in entry:
+        return f"write `{section}: {{{name}: {{kind: {nearest}}}}}`"
+    return f"write `{section}: {{{nearest}: …}}`"
+
+
+def _check_references(config):
+    def refuse(key, found, expected, repair):
+        raise HoldfastError(
+            f"config key {key} refers to nothing that is run", found=found, expected=expected, repair=repair
+        )
+
+    for key, name, section in (
+        ("training_set", config["training_set"], "datasets"),
+        ("attacker.detector", config["attacker"]["detector"], "detectors"),
+    ):
+        running = active(config, section)
+        if name not in running:
+            nearest = _nearest(name, running) or next(iter(running), None)
+            repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
+            refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
+    for name in config["metrics"]:
+        if name not in registered(METRICS):
+            known = registered(METRICS)
+            refuse("metrics", name, ", ".join(known), f"write `{_nearest(name, known) or next(iter(known))}`")
+    for name, entry in active(config, "deepfakes").items():
+        unknown = set(entry["health"]["attributes"]) - set(entry["attributes"])
+        if unknown:
+            refuse(
+                f"deepfakes.{name}.health.attributes",
+                ", ".join(sorted(unknown)),
+                ", ".join(entry["attributes"]),
+                f"name attributes of deepfakes.{name}.attributes only",
+            )
+
+
+def active(config, section):
+    """The entries of a section that are run: those without `skip`."""
+    return {name: entry for name, entry in config[section].items() if not entry.get("skip")}
+
+
+def _with_defaults(value, schema, root):
+    if not isinstance(value, dict):
+        return value
+    properties = schema.get("properties", {})
+    value = dict(value)
+    for key, part in properties.items():
+        if "$ref" in part:
+            part = {**root["$defs"][part["$ref"].rsplit("/", 1)[1]], **part}
+        if key not in value and "default" in part:
+            value[key] = copy.deepcopy(part["default"])
+        if key in value:
+            value[key] = _with_defaults(value[key], part, root)
+    return value
+
+
+def _check(value, schema, where):
+    errors = sorted(
+        jsonschema.Draft202012Validator(schema).iter_errors(value), key=lambda e: list(map(str, e.absolute_path))
+    )
+    if errors:
+        raise _told(errors[0], where)
+
+
+def _told(error, where):
+    path = [*([where] if where else []), *(str(part) for part in error.absolute_path)]
+    key = ".".join(path)
+    schema = error.schema
+    if error.validator == "additionalProperties":
+        allowed = list(schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(allowed))[0]
+        full = ".".join([*path, unknown])
+        nearest = _nearest(unknown, allowed)
+        repair = f"write `{nearest}: {_yaml(error.instance[unknown])}`" if nearest else f"remove `{unknown}`"
+        return HoldfastError(
+            f"config key {full} is unknown", found=unknown, expected=", ".join(allowed), repair=repair
+        )
+    if error.validator == "required":
+        missing = [name for name in schema["required"] if name not in error.instance][0]
+        return HoldfastError(
+            f"config key {'.'.join([*path, missing])} is missing", repair=f"add `{missing}:` as in config.yaml"
+        )
+    expected = _expectation(error)
+    last = path[-1] if path else ""
+    example = schema.get("default")
+    repair = f"write for example `{last}: {_yaml(example)}`" if "default" in schema else f"give {expected}"
+    return HoldfastError(
+        f"config key {key} has a wrong value",
+        found=_yaml(error.instance),
+        expected=expected + (f" ({schema['description']})" if "description" in schema else ""),
+        repair=repair,
+    )
+
+
+def _expectation(error):
+    wanted = error.validator_value
+    words = {
+        "type": lambda: " or ".join(wanted if isinstance(wanted, list) else [wanted]),
+        "enum": lambda: "one of " + ", ".join(map(str, wanted)),
+        "exclusiveMinimum": lambda: f"a number above {wanted}",
+        "minimum": lambda: f"a number of at least {wanted}",
+        "maximum": lambda: f"a number of at most {wanted}",
+        "exclusiveMaximum": lambda: f"a number below {wanted}",
+        "multipleOf": lambda: f"a multiple of {wanted}",
+        "minItems": lambda: f"at least {wanted} entries",
+        "maxItems": lambda: f"at most {wanted} entries",
+        "minLength": lambda: "some text",
+        "minProperties": lambda: "at least one entry",
+        "uniqueItems": lambda: "entries that differ",
+    }
+    return words.get(error.validator, lambda: error.message)()
+
+
+def _nearest(name, names):
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _yaml(value):
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+
+
+def read(*paths):
+    """Merge YAML files in order (mappings deeply, anything else replaced) and complete the result.
+
+    Raises:
+        HoldfastError: a file is missing or not YAML, or the config is wrong (:func:`complete`).
+    """
+    merged = {}
+    for path in paths:
+        try:
+            part = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise HoldfastError(f"cannot read the config {path}", found=str(error), expected="a YAML file") from error
+        merged = merge(merged, part)
+    return complete(merged)
+
+
+def merge(base, change):
+    """`change` laid over `base`; mappings are merged deeply."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    return {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
+
+
+def digest(value):
+    """sha256 of any JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_of(config):
+    """sha256 of the settings that can change a number: all but where data and results lie."""
+    settings = {key: value for key, value in config.items() if key != "results"}
+    settings["datasets"] = {
+        name: {key: value for key, value in entry.items() if key not in ("source", "downloads")}
+        for name, entry in config["datasets"].items()
+    }
+    return digest(settings)

@@ -1,0 +1,146 @@
+"""What every defence is, and the one place where its budget is enforced.
+
+A defence is a class with a `title` that overrides one method: `learn`, if it makes one perturbation
+for all faces, or `perturb`, if it makes one per image. Whatever these return, :meth:`Defence.fit` and
+:meth:`Defence.protect` clip it to the budget and refuse what is not finite or has another shape.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from holdfast.data.pixels import stored
+from holdfast.errors import HoldfastError
+from holdfast.files import writing
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a defence may look at and use.
+
+    Attributes:
+        models: {name: deepfake model}, frozen.
+        detectors: {name: face detector}, frozen.
+        images: float32 (n, 3, S, S) in [-1, 1], the faces that a universal perturbation is learnt on.
+        labels: {model name: float32 (n, A)}, those faces' attributes in the model's order.
+        epsilon: the budget: largest |perturbation| in units of [-1, 1].
+        seed_names: names that seed everything random (holdfast.seeds).
+        device: where to compute.
+        state_path: where a long optimisation may keep its state; None to keep none.
+    """
+
+    models: dict
+    detectors: dict
+    images: torch.Tensor
+    labels: dict
+    epsilon: float
+    seed_names: tuple = ("defence", 0)
+    device: str = "cpu"
+    state_path: Path | None = None
+    batch: int = field(default=8)
+
+    @property
+    def shape(self):
+        """Shape (1, 3, S, S) of a universal perturbation."""
+        return (1, *self.images.shape[1:])
+
+
+class Defence:
+    """Base of all defences.
+
+    Attributes:
+        title: name in the tables.
+        universal: True if :meth:`learn` makes one perturbation for all faces.
+        perturbation: the learnt perturbation (1, 3, S, S), |.| <= epsilon, once fitted or loaded.
+    """
+
+    title = ""
+    universal = True
+
+    def __init__(self, settings, surroundings):
+        self.settings, self.surroundings = settings, surroundings
+        self.perturbation = None
+
+    # ---- what a defence overrides -------------------------------------------------------------
+
+    def learn(self):
+        """A perturbation (1, 3, S, S) in units of [-1, 1] for all faces."""
+        raise NotImplementedError
+
+    def perturb(self, images):
+        """Perturbations of the shape of `images` (N, 3, S, S). Default: the universal one."""
+        return self.perturbation.to(images.device).expand_as(images)
+
+    # ---- what holds for all of them -----------------------------------------------------------
+
+    def fit(self):
+        """Learn the universal perturbation (nothing to do for a defence per image).
+
+        Raises:
+            HoldfastError: `learn` gave something that is not finite or of another shape.
+        """
+        if self.universal:
+            self.perturbation = self.within_budget(self.learn(), self.surroundings.shape)
+        return self
+
+    def protect(self, images):
+        """The protected images as a reader of their 8-bit file sees them, (N, 3, S, S) in [-1, 1].
+
+        |protected - images| is at most epsilon plus half a step of the 8-bit scale (1/255).
+        """
+        with torch.enable_grad():
+            perturbation = self.within_budget(self.perturb(images), images.shape)
+        return stored(images + perturbation)
+
+    def within_budget(self, perturbation, shape):
+        """`perturbation` as float32, detached and clipped to epsilon.
+
+        Raises:
+            HoldfastError: another shape than `shape`, or a value that is not finite.
+        """
+        name = self.title or type(self).__name__
+        if not isinstance(perturbation, torch.Tensor) or tuple(perturbation.shape) != tuple(shape):
+            raise HoldfastError(
+                f"the defence {name} returned something else than a perturbation of its images",
+                found=f"{type(perturbation).__name__} {tuple(getattr(perturbation, 'shape', ()))}",
+                expected=f"a tensor {tuple(shape)}",
+                repair=f"mend {type(self).__module__}",
+            )
+        perturbation = perturbation.detach().to(torch.float32)
+        if not torch.isfinite(perturbation).all():
+            raise HoldfastError(
+                f"the defence {name} returned values that are not finite",
+                found=f"{(~torch.isfinite(perturbation)).sum().item()} of {perturbation.numel()} entries",
+                expected="finite values",
+                repair="lower its step size, or mend its loss",
+            )
+        epsilon = self.surroundings.epsilon
+        return perturbation.clamp(-epsilon, epsilon)
+
+    def save(self, path):
+        """The universal perturbation as safetensors; a file with no tensor for a defence per image."""
+        tensors = {} if self.perturbation is None else {"perturbation": self.perturbation.cpu().contiguous()}
+        with writing(path) as temporary:
+            save_file(tensors, temporary, {"defence": self.title, "universal": str(self.universal)})
+
+    def load(self, path):
+        """Take the perturbation that :meth:`save` wrote; it is checked as if just learnt.
+
+        Raises:
+            HoldfastError: the file is missing, damaged, or holds another shape.
+        """
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise HoldfastError(
+                f"cannot load the perturbation {path}",
+                found=str(error),
+                expected="a safetensors file of the rule perturb",
+                repair="remove it and run again",
+            ) from error
+        if self.universal:
+            self.perturbation = self.within_budget(tensors.get("perturbation"), self.surroundings.shape)
+        return self

@@ -1,0 +1,74 @@
+"""What the optimisations of universal perturbations share: batches, gradients, resumable stages.
+
+A stage is an object with ``steps`` (how many), ``step(index) -> {name: float}``, ``state_dict()`` and
+``load_state_dict()``. Whatever else it needs it computes when its first step comes, so that a resumed
+run does not pay for a stage that is over.
+"""
+
+import numpy as np
+import torch
+
+from holdfast.seeds import generator
+from holdfast.training.loop import batch_positions, run_steps
+
+
+def uniform(shape, epsilon, *seed_names):
+    """Uniform noise on [-epsilon, epsilon], drawn on the CPU."""
+    return (2 * torch.rand(shape, generator=generator(*seed_names)) - 1) * epsilon
+
+
+def passes(count, batch):
+    """(batch, updates per pass) for `count` images; a batch of None takes all of them."""
+    batch = min(batch or count, count)
+    return batch, -(-count // batch)
+
+
+def minibatch(count, batch, index, *seed_names):
+    """Positions (batch,) of the images of update `index`; each pass is its own permutation."""
+    return torch.as_tensor(batch_positions(np.arange(count), batch, index, *seed_names))
+
+
+def gradient(perturbation, positions, chunk, losses):
+    """Gradient of a loss that is a mean over images, in chunks that bound the memory.
+
+    Args:
+        perturbation: (1, 3, S, S).
+        positions: (b,) the images' positions.
+        chunk: how many images go through the networks at once.
+        losses: function (perturbation that takes gradients, positions of a chunk) that yields pairs of
+            a scalar loss (mean over the chunk) and a row {name: float}. The graph of a loss is freed
+            before the next one is asked for, so that one network's activations are held at a time.
+
+    Returns:
+        The gradient of the summed losses w.r.t. the perturbation only, and the rows, summed, as means
+        over the batch.
+    """
+    total, log = torch.zeros_like(perturbation), {}
+    for part in positions.split(chunk):
+        share = len(part) / len(positions)
+        point = perturbation.detach().requires_grad_(True)
+        for loss, row in losses(point, part):
+            (slope,) = torch.autograd.grad(loss, point)
+            total += share * slope
+            for name, value in row.items():
+                log[name] = log.get(name, 0.0) + share * value
+    return total, log
+
+
+def run_stages(stages, state_path, description=""):
+    """Run stages one after the other as one resumable run with one state file.
+
+    Args:
+        stages: {name: stage}.
+        state_path: the state file of :func:`holdfast.training.loop.run_steps`, or None.
+
+    Returns:
+        The log of all steps.
+    """
+    order = [(stage, index) for stage in stages.values() for index in range(stage.steps)]
+
+    def step(number):
+        stage, index = order[number]
+        return stage.step(index)
+
+    return run_steps(len(order), step, stages, state_path, description=description)

@@ -1,0 +1,1 @@
+"""From records to what the papers print: tables, figures, the report."""

@@ -1,0 +1,658 @@
+"""The TSDF paper's Tables I to VI, reported beside measured, from the records of a run.
+
+Each table is tidy: one row per cell, all columns text, no cell blank.
+
+================  =====================================================================================
+column            meaning
+================  =====================================================================================
+dataset           title of the data set
+subject           deepfake model, detector, "protected image", "Avg" or "StarGAN+AttGAN"
+method            title of the defence; "-" for the healthy models of Table V
+metric            name as in records; ``fid`` and ``fid_clean`` whichever network gave the features
+state             Tables III to V: original | retrained, before | after, healthy | poisoned | retrained
+attacker          Tables III to V: whose detections the attacker harvested; "-" before retraining
+reported          the paper's number, or "not reported"
+measured          mean over the seeds, or "not measured"
+sd                sample standard deviation over the seeds (ddof = 1), "-" for fewer than two
+n                 what each seed's value was computed from; "fewest-most" where that differs
+seeds             the seeds, separated by spaces
+measured_by       exact name of the metric that was measured, such as ``fid[attributes]``
+why               reason of a missing value or what to know about this one; "-" where there is nothing
+================  =====================================================================================
+
+The rows are the union of what the paper reports, what the plan holds and what the records hold, so a new
+data set, model, detector, defence or metric appears without a change here. The paper's SSIM follows the
+rule ``ssim_released`` and its F1 the rule ``f1_released`` (protocols.md); the reported cells stand beside
+these, and the sound ``ssim`` and ``f1_truth`` have rows of their own.
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+import pandas as pd
+
+from holdfast.errors import HoldfastError
+from holdfast.files import write_text
+
+NOT_MEASURED, NOT_REPORTED, NOTHING = "not measured", "not reported", "-"
+
+_OUTPUTS = ["l2_mask", "sr_mask", "fid", "psnr", "ssim_released", "ssim"]
+
+#: What each table holds. `metrics` are expected of every run; others appear where they were recorded.
+#: `order` sorts the rows like the paper; `index` and `columns` lay the table out like the paper.
+TABLES = {
+    "table_I": {
+        "title": "Table I: interruption, G(x) against G(x')",
+        "kind": "outputs",
+        "metrics": _OUTPUTS,
+        "states": [],
+        "order": ["dataset", "subject", "metric", "method"],
+        "index": ["dataset", "subject"],
+        "columns": ["metric", "method"],
+    },
+    "table_II": {
+        "title": "Table II: face detectors on protected images",
+        "kind": "detection",
+        "metrics": ["f1_released"],
+        "states": [],
+        "order": ["metric", "method", "dataset", "subject"],
+        "index": ["metric", "method"],
+        "columns": ["dataset", "subject"],
+    },
+    "table_III": {
+        "title": "Table III: interruption before and after the attacker retrains on protected images",
+        "kind": "outputs",
+        "metrics": _OUTPUTS,
+        "states": ["original", "retrained"],
+        "order": ["dataset", "method", "subject", "metric", "state", "attacker"],
+        "index": ["dataset", "method", "subject"],
+        "columns": ["metric", "state"],
+    },
+    "table_IV": {
+        "title": "Table IV: persistence, the mean over StarGAN and AttGAN before and after retraining",
+        "kind": "outputs",
+        "metrics": ["ssim_released", "ssim", "fid"],
+        "states": ["before", "after"],
+        "order": ["dataset", "subject", "method", "metric", "state", "attacker"],
+        "index": ["dataset", "method"],
+        "columns": ["metric", "state"],
+    },
+    "table_V": {
+        "title": "Table V: deepfake models on clean inputs, healthy and after retraining, x against G(x)",
+        "kind": "model",
+        "metrics": ["fid_clean", "ssim_released", "ssim"],
+        "states": ["healthy", "retrained", "poisoned"],
+        "order": ["dataset", "subject", "state", "method", "attacker", "metric"],
+        "index": ["dataset", "subject", "method", "state"],
+        "columns": ["metric"],
+    },
+    "table_VI": {
+        "title": "Table VI: likeness of protected and original images, x against x'",
+        "kind": "images",
+        "metrics": ["ssim_released", "ssim", "psnr"],
+        "states": [],
+        "order": ["dataset", "metric", "method"],
+        "index": ["dataset"],
+        "columns": ["metric", "method"],
+    },
+}
+
+_DOWN_BETWEEN_OUTPUTS = {"psnr": "down", "ssim_released": "down", "ssim": "down", "l2_mask": "up"}
+#: The defender's direction, by table and metric (protocols.md); fid[...] counts as fid.
+DIRECTIONS = {
+    "table_I": {**_DOWN_BETWEEN_OUTPUTS, "sr_mask": "up", "fid": "up"},
+    "table_II": {"f1_released": "down", "f1_truth": "down", "harvest_yield": "down", "ap": "down"},
+    "table_III": {**_DOWN_BETWEEN_OUTPUTS, "sr_mask": "up", "fid": "up"},
+    "table_IV": {"ssim_released": "down", "ssim": "down", "fid": "up"},
+    "table_V": {
+        "fid_clean": "up",
+        "ssim_released": "down",
+        "ssim": "down",
+        "psnr": "down",
+        "edit_accuracy": "down",
+    },
+    "table_VI": {"ssim_released": "up", "ssim": "up", "psnr": "up"},
+}
+
+AVERAGE, PAIR, PAIR_MODELS = "Avg", "StarGAN+AttGAN", ("StarGAN", "AttGAN")
+_IMAGES = "protected image"
+_KEY = ("dataset", "subject", "method", "metric", "state", "attacker")
+_KINDS = {"outputs", "images", "detection", "harvest", "model"}
+_SUBJECT_KEYS = {
+    "kind",
+    "dataset",
+    "model",
+    "detector",
+    "defence",
+    "seed",
+    "state",
+    "attribute",
+    "pair",
+}
+_GROUPS = {
+    "datasets": "data set",
+    "deepfakes": "deepfake model",
+    "detectors": "face detector",
+    "defences": "defence",
+}
+_UNPROTECTED = "without a defence the protected image is the original one, so there is nothing to compare"
+
+
+def build_tables(records, plan, reported):
+    """Tables I to VI.
+
+    Args:
+        records: dictionaries as of ``holdfast.records``; subjects of other kinds than outputs, images,
+            detection, harvest and model belong to other tables and are passed over.
+        plan: what the config asks for: ``training_set`` (name), ``datasets``, ``deepfakes``,
+            ``detectors`` and ``defences`` (each {name: {"title": text, "skip": None or the reason}}, in
+            the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
+            ({"detector": name}), whose detector stands beside the reported cells where several harvested.
+        reported: DataFrame of :func:`holdfast.papers.reported.load_reported`.
+
+    Returns:
+        dict of table name ("table_I" ...) to DataFrame; see the module's text for the columns.
+
+    Raises:
+        HoldfastError: two things of the plan share a title, a subject lacks a key or has an unknown one,
+            or two records measure the same cell.
+    """
+    names = _Names(plan)
+    paper = reported[reported["paper"] == "tsdf"]
+    cells = _place(records, names)
+    cells["table_IV"] = _means_of_pair(cells["table_III"])
+    tables = {}
+    for name, layout in TABLES.items():
+        attacker = _first_attacker(cells[name], names)
+        told = _reported_cells(name, paper[paper["table"] == name.removeprefix("table_")], attacker)
+        if name in ("table_III", "table_IV"):
+            # Outputs of all data sets are measured before retraining; these tables compare before and after.
+            wanted = {names.training} | {key[0] for key in told}
+            wanted |= {key[0] for key in cells[name] if key[4] in ("retrained", "after")}
+            cells[name] = {key: cell for key, cell in cells[name].items() if key[0] in wanted}
+        if name in ("table_I", "table_III"):
+            models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
+            cells[name] |= _averages(cells[name], models)
+        keys = set(told) | set(cells[name]) | _planned(name, layout, names, attacker)
+        rank = _ranking(layout, told, names)
+        rows = [_row(name, key, cells[name].get(key), told, names) for key in sorted(keys, key=rank)]
+        columns = ["dataset", "subject", "method", "metric"]
+        columns += ["state", "attacker"] if layout["states"] else []
+        columns += ["reported", "measured", "sd", "n", "seeds", "measured_by", "why"]
+        tables[name] = pd.DataFrame(rows, columns=columns)
+    return tables
+
+
+def write_tables(tables, folder):
+    """Write each table as <folder>/<name>.csv (UTF-8, newline "\\n"); returns the paths.
+
+    Raises:
+        HoldfastError: the disk refuses.
+    """
+    paths = []
+    for name, table in tables.items():
+        paths.append(Path(folder) / f"{name}.csv")
+        write_text(paths[-1], table.to_csv(index=False, lineterminator="\n"))
+    return paths
+
+
+def read_tables(folder):
+    """The tables that :func:`write_tables` wrote, equal to what it was given.
+
+    Raises:
+        HoldfastError: a table is missing.
+    """
+    tables = {}
+    for name in TABLES:
+        path = Path(folder) / f"{name}.csv"
+        try:
+            tables[name] = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise HoldfastError(f"cannot read {path}", found=str(error), expected="a table as CSV") from error
+    return tables
+
+
+def wide(name, table):
+    """A table laid out like the paper's: each cell "reported / measured", "–" for a missing number.
+
+    Args:
+        name: "table_I" ...; table: its tidy DataFrame.
+
+    Returns:
+        DataFrame of text with the paper's rows as index and its columns as columns; "" where the tidy
+        table has no such cell.
+    """
+    rows, columns, cells = layout_of(name, table)
+    text = [[_beside(cells.get((row, column))) for column in columns] for row in rows]
+    layout = TABLES[name]
+    return pd.DataFrame(
+        text,
+        index=pd.MultiIndex.from_tuples(rows, names=layout["index"]),
+        columns=pd.MultiIndex.from_tuples(columns, names=layout["columns"]),
+        dtype=object,
+    )
+
+
+def layout_of(name, table):
+    """Rows and columns of the paper's layout, and which tidy row stands where.
+
+    Metrics that the paper does not have for this table come after its own. Where more than one attacker
+    harvested, the state names him.
+
+    Returns:
+        list of row labels (tuples), list of column labels (tuples), {(row, column): tidy row as a dict}.
+    """
+    layout = TABLES[name]
+    several = "attacker" in table and table["attacker"].replace(NOTHING, pd.NA).nunique() > 1
+    rows, columns, cells = {}, {}, {}
+    for cell in table.to_dict("records"):
+        place = dict(cell)
+        if several and cell["attacker"] != NOTHING:
+            place["state"] = f"{cell['state']}, harvested by {cell['attacker']}"
+        row = tuple(place[part] for part in layout["index"])
+        column = tuple(place[part] for part in layout["columns"])
+        rows.setdefault(row)
+        columns.setdefault(column)
+        cells[row, column] = cell
+    # The rows of a tidy table come in the paper's order, but a column may first be met late.
+    parts = [list(dict.fromkeys(column[i] for column in columns)) for i in range(len(layout["columns"]))]
+    for i, part in enumerate(layout["columns"]):
+        if part == "metric":
+            parts[i] = sorted(parts[i], key=_metric_rank(layout))
+        if part == "state":
+            parts[i] = sorted(parts[i], key=lambda state: layout["states"].index(state.split(",")[0]))
+    ordered = sorted(columns, key=lambda column: [parts[i].index(label) for i, label in enumerate(column)])
+    return list(rows), ordered, cells
+
+
+def short(text, digits=4):
+    """A number of a table to a few significant digits; any other text as it is."""
+    try:
+        return f"{float(text):.{digits}g}"
+    except ValueError:
+        return text
+
+
+def _beside(cell):
+    if cell is None:
+        return ""
+    reported = "–" if cell["reported"] == NOT_REPORTED else cell["reported"]
+    measured = "–" if cell["measured"] == NOT_MEASURED else short(cell["measured"])
+    return f"{reported} / {measured}"
+
+
+class _Names:
+    """Titles of the plan's names, and why something with a title was not measured."""
+
+    def __init__(self, plan):
+        self.groups = {}
+        for group, word in _GROUPS.items():
+            entries = {name: entry.get("title", name) for name, entry in plan[group].items()}
+            for title in entries.values():
+                owners = [name for name, other in entries.items() if other == title]
+                if len(owners) > 1:
+                    raise HoldfastError(
+                        f"the {word}s {' and '.join(owners)} share a title",
+                        found=title,
+                        expected="one title each, or their rows could not be told apart",
+                        repair=f"give one of them another title under {group} in the config",
+                    )
+            self.groups[group] = entries
+        self.skips = {
+            (group, self.groups[group][name]): entry["skip"]
+            for group in _GROUPS
+            for name, entry in plan[group].items()
+            if entry.get("skip")
+        }
+        self.training = self.title("datasets", plan["training_set"])
+        chosen = (plan.get("attacker") or {}).get("detector")
+        self.attacker = self.title("detectors", chosen) if chosen else None
+
+    def title(self, group, name):
+        return self.groups[group].get(name, "Original" if (group, name) == ("defences", "none") else name)
+
+    def titles(self, group, skipped=True):
+        """Titles in the order of the config."""
+        return [t for t in self.groups[group].values() if skipped or (group, t) not in self.skips]
+
+    @property
+    def control(self):
+        """Title of the defence `none`."""
+        return self.title("defences", "none")
+
+    def absent(self, group, title):
+        """Why nothing with this title was measured, or None."""
+        if (group, title) in self.skips:
+            return f"{title} is left out: {self.skips[group, title]}"
+        if title not in self.groups[group].values():
+            ending = "has no source" if group == "datasets" else "is not part"
+            return f"the {_GROUPS[group]} {title} {ending} {'of' if group != 'datasets' else 'in'} this run"
+        return None
+
+
+def _place(records, names):
+    """{table: {key: {seed: record}}}."""
+    known = [record for record in records if record["subject"].get("kind") in _KINDS]
+    networks = {base: _network(known, base) for base in ("fid", "fid_clean")}
+    cells = {name: {} for name in TABLES}
+    for record in known:
+        subject = record["subject"]
+        _check_subject(subject)
+        metric = _row_metric(record["metric"], networks)
+        if metric is None:
+            continue
+        for table, key in _keys(subject, metric, names):
+            by_seed = cells[table].setdefault(key, {})
+            if subject.get("seed", 0) in by_seed:
+                raise HoldfastError(
+                    f"two records measure {record['metric']} of the same subject",
+                    found=", ".join(f"{name}={value}" for name, value in subject.items()),
+                    expected="each measurement once",
+                    repair="remove one of the records files and run again",
+                )
+            by_seed[subject.get("seed", 0)] = record
+    return cells
+
+
+def _check_subject(subject):
+    needed = {
+        "outputs": ("dataset", "model", "defence", "state"),
+        "images": ("dataset", "defence"),
+        "detection": ("dataset", "detector", "defence"),
+        "harvest": ("dataset", "detector", "defence"),
+        "model": ("dataset", "model", "state"),
+    }[subject["kind"]]
+    told = ", ".join(f"{name}={value}" for name, value in subject.items())
+    for name in needed:
+        if subject.get(name) is None:
+            raise HoldfastError(f"a record's subject lacks '{name}'", found=told, expected=", ".join(needed))
+    unknown = sorted(set(subject) - _SUBJECT_KEYS)
+    if unknown:
+        raise HoldfastError(
+            f"a record's subject has the unknown key '{unknown[0]}'",
+            found=told,
+            expected=", ".join(sorted(_SUBJECT_KEYS)),
+            repair="give studies a `kind` of their own; they are no part of Tables I to VI",
+        )
+    states = {"outputs": ("original", "retrained"), "model": ("healthy", "retrained")}.get(subject["kind"])
+    if states and subject["state"] not in states:
+        raise HoldfastError(
+            "a record's subject has an unknown state", found=subject["state"], expected=" or ".join(states)
+        )
+
+
+def _network(records, base):
+    """Which metric fills the rows of `base`: itself, or else the first fid[NAME] that was measured."""
+    measured = {r["metric"] for r in records if r["value"] is not None}
+    others = sorted(metric for metric in measured if metric.startswith(f"{base}["))
+    return base if base in measured or not others else others[0]
+
+
+def _row_metric(metric, networks):
+    for base, chosen in networks.items():
+        if metric == chosen:
+            return base
+        if metric == base:  # without a value, while another network has one
+            return None
+    return metric
+
+
+def _keys(subject, metric, names):
+    """The tables and keys of a record."""
+    kind, state = subject["kind"], subject.get("state")
+    dataset = names.title("datasets", subject["dataset"])
+    defence = subject.get("defence")
+    method = names.title("defences", defence) if defence is not None else NOTHING
+    if kind in ("detection", "harvest"):
+        detector = names.title("detectors", subject["detector"])
+        yield "table_II", (dataset, detector, method, metric, NOTHING, NOTHING)
+        return
+    if kind == "images":
+        yield "table_VI", (dataset, _IMAGES, method, metric, NOTHING, NOTHING)
+        return
+    model, attacker = names.title("deepfakes", subject["model"]), NOTHING
+    if state == "retrained":
+        detector = subject.get("detector")
+        attacker = names.title("detectors", detector) if detector else names.attacker or "not stated"
+    if kind == "model":
+        if subject.get("attribute") not in (None, "mean"):
+            metric = f"{metric}[{subject['attribute']}]"
+        method = NOTHING if state == "healthy" else method
+        yield "table_V", (dataset, model, method, metric, _model_state(state, method, names), attacker)
+        return
+    if state == "original":
+        yield "table_I", (dataset, model, method, metric, NOTHING, NOTHING)
+    yield "table_III", (dataset, model, method, metric, state, attacker)
+
+
+def _model_state(state, method, names):
+    """The paper calls a model poisoned that was retrained on protected faces; clean ones poison nothing."""
+    if state == "healthy":
+        return state
+    return "retrained" if method == names.control else "poisoned"
+
+
+def _first_attacker(cells, names):
+    """The attacker beside whom the reported cells stand."""
+    found = {key[5] for key in cells} - {NOTHING}
+    order = [names.attacker, *names.titles("detectors"), *sorted(found)]
+    return next((title for title in order if title in found), names.attacker or NOTHING)
+
+
+def _reported_cells(name, paper, attacker):
+    """{key: number}, with our names of the metrics."""
+    renamed = {"ssim": "ssim_released", "f1": "f1_released"}
+    if name == "table_V":
+        renamed["fid"] = "fid_clean"
+    after = ("retrained", "after", "poisoned")
+    cells = {}
+    for cell in paper.to_dict("records"):
+        metric, state = renamed.get(cell["metric"], cell["metric"]), cell["state"] or NOTHING
+        method = NOTHING if state == "healthy" else cell["method"]
+        who = attacker if state in after else NOTHING
+        cells[cell["dataset"], cell["subject"], method, metric, state, who] = cell["value"]
+    return cells
+
+
+def _planned(name, layout, names, attacker):
+    """Keys of all cells that a complete run of the plan measures."""
+    datasets = names.titles("datasets", skipped=False)
+    if layout["states"]:
+        datasets = [title for title in datasets if title == names.training]
+    defences = names.titles("defences")
+    protecting = [title for title in defences if title != names.control]
+    models = names.titles("deepfakes")
+    if name == "table_II":
+        combinations = [
+            (d, s, m, NOTHING, NOTHING) for d in datasets for s in names.titles("detectors") for m in defences
+        ]
+    elif name == "table_VI":
+        combinations = [(d, _IMAGES, m, NOTHING, NOTHING) for d in datasets for m in protecting]
+    elif name == "table_V":
+        combinations = [(d, s, NOTHING, "healthy", NOTHING) for d in datasets for s in models]
+        combinations += [
+            (d, s, m, _model_state("retrained", m, names), attacker)
+            for d in datasets
+            for s in models
+            for m in defences
+        ]
+    else:
+        subjects = [PAIR] if name == "table_IV" else [*models, AVERAGE]
+        methods = defences if name == "table_IV" else protecting
+        first, *later = layout["states"] or [NOTHING]
+        combinations = [
+            (d, s, m, state, attacker if state in later else NOTHING)
+            for d in datasets
+            for s in subjects
+            for m in methods
+            for state in (first, *later)
+        ]
+    return {
+        (d, s, m, metric, state, who) for d, s, m, state, who in combinations for metric in layout["metrics"]
+    }
+
+
+def _means_of_pair(cells):
+    """Table IV from the cells of Table III."""
+    states = {"original": "before", "retrained": "after"}
+    metrics = TABLES["table_IV"]["metrics"]
+    groups = {}
+    for (dataset, subject, method, metric, state, who), by_seed in cells.items():
+        if subject in PAIR_MODELS and metric.split("[")[0] in metrics:
+            key = (dataset, PAIR, method, metric, states[state], who)
+            groups.setdefault(key, {})[subject] = by_seed
+    return {key: _Mean(parts, PAIR_MODELS) for key, parts in groups.items()}
+
+
+def _averages(cells, models):
+    """The rows Avg: over those of the paper's models that were measured."""
+    groups = {}
+    for (dataset, subject, *rest), by_seed in cells.items():
+        if subject in models:
+            groups.setdefault((dataset, AVERAGE, *rest), {})[subject] = by_seed
+    return {key: _Mean(parts, models) for key, parts in groups.items()}
+
+
+class _Mean:
+    """Cells of several models, {title: {seed: record}}, to be averaged; `models` are the paper's."""
+
+    def __init__(self, parts, models):
+        self.parts, self.models = parts, models
+
+
+def _row(name, key, cell, told, names):
+    row = dict(zip(_KEY, key, strict=True))
+    row["reported"] = f"{told[key]:.6g}" if key in told else NOT_REPORTED
+    found = _averaged(cell) if isinstance(cell, _Mean) else _over_seeds(cell or {})
+    if found is None:
+        row |= {
+            "measured": NOT_MEASURED,
+            "sd": NOTHING,
+            "n": NOTHING,
+            "seeds": NOTHING,
+            "measured_by": NOTHING,
+        }
+        row["why"] = _reason(name, row, cell, names)
+        return row
+    values, numbers, seeds, metrics, why = found
+    mean = math.fsum(values) / len(values)
+    row["measured"] = f"{mean:.6g}"
+    row["sd"] = f"{statistics.stdev(values):.6g}" if len(values) > 1 and seeds is not None else NOTHING
+    low, high = min(numbers), max(numbers)
+    row["n"] = str(low) if low == high else f"{low}-{high}"
+    row["seeds"] = NOTHING if seeds is None else " ".join(str(seed) for seed in seeds)
+    row["measured_by"] = " ".join(sorted(metrics))
+    network = sorted(
+        m for m in metrics if m != row["metric"] and "[" in m and not row["metric"].endswith("]")
+    )
+    if network:
+        inside = network[0].partition("[")[2].rstrip("]")
+        why.append(f"features of the network '{inside}', not of the FID Inception: not the paper's scale")
+    row["why"] = "; ".join(why) or NOTHING
+    return row
+
+
+def _over_seeds(by_seed):
+    """(values, numbers, seeds, metrics, remarks) of the seeds that have a value, or None."""
+    good = {seed: r for seed, r in sorted(by_seed.items()) if r["value"] is not None}
+    if not good:
+        return None
+    remarks = [
+        f"seed {seed} is missing, its record says: {r['why']}"
+        for seed, r in sorted(by_seed.items())
+        if r["value"] is None
+    ]
+    values = [r["value"] for r in good.values()]
+    return values, [r["n"] for r in good.values()], list(good), {r["metric"] for r in good.values()}, remarks
+
+
+def _averaged(mean):
+    """As :func:`_over_seeds`: per seed the mean over the models; without seeds where they differ."""
+    found = {title: _over_seeds(mean.parts[title]) for title in mean.models if title in mean.parts}
+    found = {title: cell for title, cell in found.items() if cell is not None}
+    if not found:
+        return None
+    seeds = [cell[2] for cell in found.values()]
+    remarks = [f"mean over {_listed(found)}"]
+    if len(found) < len(mean.models):
+        remarks[0] += f"; the paper's is over {_listed(mean.models)}"
+    if all(other == seeds[0] for other in seeds):
+        shared = seeds[0]
+        values = [math.fsum(v) / len(v) for v in zip(*(cell[0] for cell in found.values()), strict=True)]
+    else:
+        shared = None
+        remarks.append("the models were measured with different seeds")
+        total = math.fsum(math.fsum(cell[0]) / len(cell[0]) for cell in found.values())
+        values = [total / len(found)]
+    numbers = [n for cell in found.values() for n in cell[1]]
+    metrics = set().union(*(cell[3] for cell in found.values()))
+    return values, numbers, shared, metrics, remarks
+
+
+def _listed(titles):
+    titles = list(titles)
+    return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
+
+
+def _reason(name, row, cell, names):
+    """Why a cell has no measured value."""
+    if isinstance(cell, dict) and cell:
+        reasons = dict.fromkeys(r["why"] for _, r in sorted(cell.items()))
+        return "record says: " + "; ".join(reasons)
+    subject_group = "detectors" if name == "table_II" else "deepfakes"
+    checks = [("datasets", row["dataset"])]
+    if row["subject"] not in (AVERAGE, PAIR, _IMAGES):
+        checks.append((subject_group, row["subject"]))
+    if row["method"] != NOTHING:
+        checks.append(("defences", row["method"]))
+    for group, title in checks:
+        reason = names.absent(group, title)
+        if reason:
+            return reason
+    if TABLES[name]["states"] and row["dataset"] != names.training:
+        return f"the models are trained and retrained on {names.training} in this run"
+    if row["method"] == names.control and TABLES[name]["kind"] in ("outputs", "images"):
+        return _UNPROTECTED
+    if row["subject"] in (AVERAGE, PAIR):
+        return "none of its models has this value"
+    return "the run has no record of it"
+
+
+def _metric_rank(layout):
+    def rank(metric):
+        base, bracket, _ = metric.partition("[")
+        known = layout["metrics"].index(base) if base in layout["metrics"] else len(layout["metrics"])
+        return known, base, bool(bracket), metric
+
+    return rank
+
+
+def _ranking(layout, told, names):
+    """Sorting key of keys: the paper's order first, then the config's, then by name."""
+    groups = {"dataset": "datasets", "method": "defences", "attacker": "detectors"}
+    groups["subject"] = "detectors" if layout["kind"] == "detection" else "deepfakes"
+    orders = {}
+    for part, group in groups.items():
+        position = _KEY.index(part)
+        titles = [NOTHING, *(key[position] for key in told), *names.titles(group)]
+        orders[part] = {title: i for i, title in reversed(list(enumerate(titles)))}
+    orders["subject"][AVERAGE] = math.inf  # below all models, new ones too
+    metric_rank = _metric_rank(layout)
+
+    def rank(key):
+        row = dict(zip(_KEY, key, strict=True))
+        parts = []
+        for part in layout["order"]:
+            if part == "metric":
+                parts.append(metric_rank(row[part]))
+            elif part == "state":
+                parts.append(layout["states"].index(row[part]))
+            else:
+                order = orders[part]
+                parts.append(
+                    (order.get(row[part], len(order) + len(names.groups["datasets"]) + 1e6), row[part])
+                )
+        return parts
+
+    return rank

@@ -1,0 +1,87 @@
+"""How a deepfake model does on clean, unseen faces: before it is attacked and after retraining."""
+
+import torch
+
+from holdfast.deepfakes.classifier import unseen_positions
+from holdfast.metrics import METRICS
+from holdfast.metrics.fid import FeatureNetwork, FeatureStatistics, in_features_of, inception
+from holdfast.metrics.metric import Metric, Stream, result
+from holdfast.records import record_of
+from holdfast.stages.common import batches
+
+EDIT_ACCURACY = Metric(
+    name="edit_accuracy",
+    definition="Accuracy of the attribute classifier on G(x, target), for the edited attribute, among the "
+    "images whose label the edit changes.",
+    unit="fraction",
+    better_defence="down",
+    compute=None,
+    inputs="model",
+)
+
+
+def feature_network(config, classifier, device):
+    """The feature network of FID that the config names."""
+    if config["fid_features"] == "inception":
+        return inception(config["inception_weights"], device)
+    return FeatureNetwork("attributes", lambda images: classifier.features(images.to(device)))
+
+
+@torch.no_grad()
+def health_records(work, model, faces, classifier, subject, seeds=None):
+    """Records of `model` on clean unseen faces: edit_accuracy, ssim, ssim_released, psnr, fid_clean.
+
+    Args:
+        work: the job's :class:`holdfast.stages.common.Work`.
+        model: frozen.
+        faces: a FaceSet with annotated attributes.
+        classifier: the judge.
+        subject: subject of the records; attribute is added.
+        seeds: further seeds for the provenance.
+    """
+    config = work.config
+    positions = unseen_positions(faces)[: config["measuring"]["health_images"]]
+    network = feature_network(config, classifier, work.device)
+    streams = {name: Stream(METRICS[name]) for name in ("ssim", "ssim_released", "psnr")}
+    of_inputs, of_edits = FeatureStatistics(), FeatureStatistics()
+    changed = dict.fromkeys(model.target_names, 0)
+    right = dict.fromkeys(model.target_names, 0)
+    judged = [classifier.attributes.index(name) for name in model.attributes]
+    for part in batches(len(positions), config["measuring"]["batch"]):
+        x = faces.pixels(positions[part]).to(work.device)
+        labels = faces.labels(positions[part], model.attributes).to(work.device)
+        of_inputs.update(network.features(x))
+        for name, target in zip(model.target_names, model.targets(labels), strict=True):
+            y = model.edit(x, target).clamp(-1, 1)
+            of_edits.update(network.features(y))
+            for stream in streams.values():
+                stream.update(x, y)
+            column = model.attributes.index(name)
+            differs = target[:, column] != labels[:, column]
+            hit = classifier.predict(y)[:, judged][:, column] == target[:, column].bool()
+            changed[name] += int(differs.sum())
+            right[name] += int((hit & differs).sum())
+    provenance = work.provenance(**(seeds or {}))
+    subject = {"kind": "model", **subject}
+    answers = [(METRICS[name], stream.result()) for name, stream in streams.items()]
+    fid = in_features_of(METRICS["fid_clean"], network)
+    answers.append((fid, fid.compute(of_inputs, of_edits)))
+    records = [
+        record_of(metric, answer, subject=subject, provenance=provenance, pair="model")
+        for metric, answer in answers
+    ]
+    accuracies = {}
+    for name in model.target_names:
+        value = right[name] / changed[name] if changed[name] else None
+        accuracies[name] = result(value, changed[name], why="no image's label is changed by this edit")
+    known = [answer["value"] for answer in accuracies.values() if answer["value"] is not None]
+    accuracies["mean"] = result(
+        sum(known) / len(known) if known else None, sum(changed.values()), why="no edit changes any label"
+    )
+    for name, answer in accuracies.items():
+        records.append(
+            record_of(EDIT_ACCURACY, answer, subject={**subject, "attribute": name}, provenance=provenance)
+        )
+    return records
+
+

@@ -1,0 +1,80 @@
+"""Stage perturb: each defence learns its perturbation on the training set's validation faces."""
+
+import time
+
+from holdfast.data.pixels import stored
+from holdfast.defences import DEFENCES
+from holdfast.defences.base import Surroundings
+from holdfast.files import write_json
+from holdfast.stages.common import Work, labels_of, open_faces, own_settings, state_file
+
+
+def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=None):
+    """What the defence `name` may look at: frozen models and detectors, and the perturbation's faces.
+
+    Args:
+        work: the job's :class:`Work`.
+        index_csv: index of the training set; the faces are the first of its validation split, which
+            neither the models' training nor any test sees.
+        models, detectors: {name: path of weights}.
+    """
+    config = work.config
+    faces = open_faces(index_csv)
+    positions = faces.positions("val", config["datasets"][config["training_set"]]["perturbation_images"])
+    opened = {key: work.deepfake(key, path) for key, path in models.items()}
+    settings = own_settings(config["defences"][name])
+    identity = (name, settings, config["epsilon"], seed, config["seed"], config["image_size"])
+    weights = [work.sha256(path) for path in [*models.values(), *detectors.values(), index_csv]]
+    return Surroundings(
+        models=opened,
+        detectors={key: work.detector(key, path) for key, path in detectors.items()},
+        images=faces.pixels(positions).to(work.device),
+        labels={
+            key: labels_of(faces, positions, model, classifier)[0].to(work.device)
+            for key, model in opened.items()
+        },
+        epsilon=config["epsilon"],
+        seed_names=("defence", name, config["seed"], seed),
+        device=work.device,
+        state_path=state_file(config, f"perturb_{name}", *identity, weights),
+    )
+
+
+def perturb(config, name, seed, index_csv, models, detectors, perturbation, about):
+    """Learn the perturbation of the defence `name` and write it with its record.
+
+    The record (`about`, JSON) has the budget, settings, seed and duration, and of a universal
+    perturbation the largest and the mean absolute entry, in units of [-1, 1].
+    """
+    work = Work(config, [index_csv, *models.values(), *detectors.values()])
+    surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
+    defence = DEFENCES[name](own_settings(config["defences"][name]), surroundings).fit()
+    learnt_in = time.monotonic() - work.started
+    defence.save(perturbation)
+    record = {
+        "defence": name,
+        "title": defence.title,
+        "universal": defence.universal,
+        "epsilon": config["epsilon"],
+        "seed": seed,
+        "settings": own_settings(config["defences"][name]),
+        "images": len(surroundings.images),
+        "seconds": round(learnt_in, 3),
+        "provenance": work.provenance(perturbation_seed=seed),
+    }
+    if defence.universal:
+        size = defence.perturbation.abs()
+        record["largest"] = size.max().item()
+        record["mean_absolute"] = size.mean().item()
+        record["at_budget"] = (size >= config["epsilon"] * (1 - 1e-6)).float().mean().item()
+        protected = stored(surroundings.images + defence.perturbation.to(work.device))
+        record["largest_stored"] = (protected - surroundings.images).abs().max().item()
+    write_json(about, record)
+
+
+def opened_defence(work, name, seed, perturbation, index_csv, models, detectors):
+    """A fitted defence, as :func:`perturb` left it."""
+    surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
+    return DEFENCES[name](own_settings(work.config["defences"][name]), surroundings).load(perturbation)
+
+

@@ -1,0 +1,194 @@
+"""Stage pretrain: the attribute classifier, the deepfake models, the detectors, and their health."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from holdfast.data.pixels import to_bytes, to_float
+from holdfast.deepfakes import DEEPFAKES
+from holdfast.deepfakes import model as deepfake_model
+from holdfast.deepfakes.classifier import train_classifier as fit_classifier
+from holdfast.deepfakes.training import train_deepfake
+from holdfast.detectors import DETECTORS
+from holdfast.detectors.training import train_detector
+from holdfast.errors import HoldfastError
+from holdfast.files import write_text
+from holdfast.jobs import device_of
+from holdfast.metrics import METRICS
+from holdfast.metrics.detection import ap, f1_truth
+from holdfast.metrics.metric import Metric
+from holdfast.papers.figures import loss_curves, sample_sheet
+from holdfast.records import read_records, record_of, write_records
+from holdfast.stages.common import (
+    Work,
+    all_attributes,
+    batches,
+    detections_of,
+    own_settings,
+    fingerprint,
+    open_faces,
+    state_file,
+)
+from holdfast.stages.data import Scenes
+from holdfast.stages.health import health_records
+
+ACCURACY = Metric(
+    "attribute_accuracy",
+    "Fraction of unseen faces whose attribute the classifier tells as annotated.",
+    "fraction",
+    None,
+    compute=None,
+    inputs="model",
+)
+
+
+def write_log(log, csv_path, figure_path, title):
+    """A training's log as CSV and as curves."""
+    table = pd.DataFrame(log)
+    write_text(csv_path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    loss_curves(figure_path, table, title=title)
+
+
+def train_classifier(config, index_csv, weights, log_csv, curves, records):
+    """Train the attribute classifier on the training set's clean faces."""
+    work, faces, settings = Work(config, [index_csv]), open_faces(index_csv), config["classifier"]
+    attributes = all_attributes(config)
+    names = ("classifier", config["seed"])
+    state = state_file(config, "classifier", settings, attributes, names, fingerprint(faces.folder))
+    classifier, log, accuracy = fit_classifier(
+        faces, attributes, settings, names, state_path=state, device=work.device
+    )
+    classifier.cpu().save(weights)
+    write_log(log, log_csv, curves, "attribute classifier")
+    unseen = len(faces.positions("test")) or len(faces.positions("val"))
+    write_records(
+        records,
+        [
+            record_of(
+                ACCURACY,
+                {"value": value, "n": unseen},
+                subject={
+                    "kind": "classifier",
+                    "dataset": config["training_set"],
+                    "model": "classifier",
+                    "attribute": name,
+                },
+                provenance=work.provenance(),
+            )
+            for name, value in accuracy.items()
+        ],
+    )
+
+
+def sheet_of(model, faces, path, device, count=8):
+    """Sample sheet: unseen faces, one a row, with all edits."""
+    positions = faces.positions("val", count)
+    if not len(positions):
+        positions = faces.positions("train", count)
+    x = faces.pixels(positions).to(device)
+    with torch.no_grad():
+        edits = model.edits(x, faces.labels(positions, model.attributes).to(device))
+    cells = torch.cat([x[:, None], edits], dim=1)
+    grid = to_bytes(cells.flatten(0, 1)).reshape(*cells.shape[:2], x.shape[2], x.shape[3], 3)
+    sample_sheet(path, grid, ["input", *model.target_names])
+
+
+def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples):
+    """Train a deepfake model on the training set; sample sheets appear in `samples`' folder on the way."""
+    faces, settings, device = open_faces(index_csv), config["deepfakes"][name], device_of(config)
+    trained = own_settings(settings)
+    names = ("pretrain", name, config["seed"])
+    model = deepfake_model.build(DEEPFAKES, name, settings, config["image_size"], names)
+    state = state_file(
+        config, f"pretrain_{name}", trained, config["image_size"], names, fingerprint(faces.folder)
+    )
+    sheets = Path(samples).parent / "samples"
+
+    def on_sample(done):
+        sheet_of(model, faces, sheets / f"{round(100 * done):03d}_percent.png", device)
+
+    log = train_deepfake(
+        model, faces, settings, names, state_path=state, device=device, on_sample=on_sample
+    )
+    deepfake_model.save(model, weights)
+    write_log(log, log_csv, curves, f"{model.title}, pretraining")
+    sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
+
+
+def measure_health(config, name, weights, index_csv, classifier, records, inception=None):
+    """Records of a pretrained model's health on unseen clean faces."""
+    work = Work(config, [weights, index_csv, classifier])
+    write_records(
+        records,
+        health_records(
+            work,
+            work.deepfake(name, weights),
+            open_faces(index_csv),
+            work.classifier(classifier),
+            {"dataset": config["training_set"], "model": name, "state": "healthy"},
+        ),
+    )
+
+
+def check_health(config, name, records, flag):
+    """Stop where a model is below the preset's health.
+
+    Raises:
+        HoldfastError: with the figures, all of them.
+    """
+    wanted = config["deepfakes"][name]["health"]
+    values = {}
+    for record in read_records(records):
+        key = record["subject"].get("attribute", "")
+        values[f"{record['metric']} {key}".strip()] = record["value"]
+    bars = {f"edit_accuracy {attribute}": wanted["edit_accuracy"] for attribute in wanted["attributes"]}
+    bars["ssim"] = wanted["ssim"]
+    figures = ", ".join(
+        f"{key} {'none' if value is None else format(value, '.3f')}" for key, value in values.items()
+    )
+    if any(values.get(key) is None or values[key] < bar for key, bar in bars.items()):
+        raise HoldfastError(
+            f"the deepfake model {name} is not healthy; attacking it would prove nothing",
+            found=figures,
+            expected=", ".join(f"{key} >= {bar}" for key, bar in bars.items()),
+            repair=f"train it better (deepfakes.{name}: iterations, rates, widths); its figures are in {records}",
+        )
+    write_text(flag, figures + "\n")
+
+
+def get_detector(config, name, scenes_folder, weights, records):
+    """Import the detector's checkpoint, or train it on synthetic scenes; then measure it on unseen ones."""
+    entry, scenes = config["detectors"][name], Scenes(scenes_folder)
+    detector = DETECTORS[name](own_settings(entry))
+    given = entry["weights"]
+    work = Work(config, [given or scenes.folder / "boxes.json"])
+    detector.to(work.device)
+    if given:
+        detector.load(given)
+    else:
+        names = ("detector", name, config["seed"])
+        identity = (own_settings(entry), entry["training"], config["scenes"], names)
+        state = state_file(config, f"detector_{name}", *identity)
+        train_detector(detector, *scenes.train(), entry["training"], names, state)
+    detector.save(weights)
+    images, truth = scenes.test()
+    parts = batches(len(images), config["measuring"]["batch"])
+    found = detections_of(detector, (to_float(images[part]) for part in parts), work.device)
+    subject = {
+        "kind": "detector",
+        "dataset": "synthetic scenes",
+        "detector": name,
+        "state": "imported" if given else "trained",
+    }
+    measured = [
+        (METRICS["ap"], ap(found, truth)),
+        (METRICS["f1_truth"], f1_truth(found, truth)),
+    ]
+    write_records(
+        records,
+        [
+            record_of(metric, answer, subject=subject, provenance=work.provenance())
+            for metric, answer in measured
+        ],
+    )

@@ -1,0 +1,169 @@
+"""Stage publish: tables, figures and the report, from records and stored files."""
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from holdfast.config import SECTIONS, hash_of
+from holdfast.data.pixels import to_bytes
+from holdfast.deepfakes import DEEPFAKES
+from holdfast.defences import DEFENCES
+from holdfast.detectors import DETECTORS
+from holdfast.files import write_text
+from holdfast.metrics import METRICS
+from holdfast.papers.figures import figure_5, figure_6, figure_7
+from holdfast.papers.report import write_report
+from holdfast.papers.reported import load_reported
+from holdfast.papers.tables import build_tables, read_tables, write_tables
+from holdfast.records import read_records
+from holdfast.stages.common import Work, detections_of, labels_of, open_faces
+from holdfast.stages.protect import ProtectedSet
+
+FIGURE_SCORE = 0.5
+
+
+def plan_of(config):
+    """What the tables need to know of the config: titles, reasons of what is left out, seeds."""
+    registries = {"deepfakes": DEEPFAKES, "detectors": DETECTORS, "defences": DEFENCES}
+    plan = {
+        "preset": config["preset"],
+        "training_set": config["training_set"],
+        "seeds": config["perturbation_seeds"],
+        "attacker": {"detector": config["attacker"]["detector"]},
+    }
+    for section in SECTIONS:
+        plan[section] = {
+            name: {
+                "title": entry.get("title") or getattr(registries.get(section, {}).get(name), "title", name),
+                "skip": entry.get("skip"),
+            }
+            for name, entry in config[section].items()
+        }
+    return plan
+
+
+def tables(config, records, reported, folder):
+    """All tables as CSV files."""
+    write_tables(build_tables(read_records(records), plan_of(config), load_reported(reported)), folder)
+
+
+@torch.no_grad()
+def figures(config, protected, index_csv, classifier, models, detectors, folder):
+    """Figs. 5 to 7 on the first protected faces of the training set's test split.
+
+    Args:
+        protected: {defence: folder of its protected test split}; `models`, `detectors`: {name: weights}.
+    """
+    work, plan = Work(config), plan_of(config)
+    faces, judge = open_faces(index_csv), work.classifier(classifier)
+    sets = {name: ProtectedSet(Path(path) / "index.csv") for name, path in protected.items()}
+    first = slice(0, config["measuring"]["figure_faces"])
+    positions = next(iter(sets.values())).source_positions[first]
+    x = faces.pixels(positions).to(work.device)
+    shown = [name for name in sets if name != "none"]
+    titles = {name: plan["defences"][name]["title"] for name in shown}
+    stored = {name: sets[name].pixels(first).to(work.device) for name in shown}
+
+    outputs, of_protected = {}, {title: {} for title in titles.values()}
+    for name, path in models.items():
+        model = work.deepfake(name, path)
+        labels = labels_of(faces, positions, model, judge)[0].to(work.device)
+        # Every face gets another of the model's edits, so that the figure shows all of them.
+        targets = model.targets(labels)
+        chosen = torch.stack([targets[i % len(targets), i] for i in range(len(positions))])
+        outputs[model.title] = to_bytes(model.edit(x, chosen))
+        for defence, x_protected in stored.items():
+            of_protected[titles[defence]][model.title] = to_bytes(model.edit(x_protected, chosen))
+    figure_5(Path(folder) / "figure_5.png", to_bytes(x), outputs, of_protected)
+
+    quality = {}
+    for defence, x_protected in stored.items():
+        decibels = METRICS["psnr"].per_image(x, x_protected)
+        likeness = METRICS["ssim"].per_image(x, x_protected)
+        quality[titles[defence]] = [
+            f"{a:.1f} dB, SSIM {b:.2f}" for a, b in zip(decibels, likeness, strict=True)
+        ]
+    originals = to_bytes(x)
+    bytes_of = {titles[name]: to_bytes(pixels) for name, pixels in stored.items()}
+    figure_6(Path(folder) / "figure_6.png", originals, bytes_of, texts=quality)
+
+    before, after = {}, {title: {} for title in titles.values()}
+    for name, path in detectors.items():
+        detector = work.detector(name, path)
+        found = detections_of(detector, [x], work.device, FIGURE_SCORE)
+        before[detector.title] = [boxes for boxes, _ in found]
+        for defence, x_protected in stored.items():
+            found = detections_of(detector, [x_protected], work.device, FIGURE_SCORE)
+            after[titles[defence]][detector.title] = [boxes for boxes, _ in found]
+    figure_7(Path(folder) / "figure_7.png", originals, bytes_of, before, after)
+
+
+def health_rows(records, plan):
+    """Rows of the report's health table: models before and after retraining, detectors, classifier."""
+    rows = {}
+    for record in records:
+        subject = record["subject"]
+        if subject["kind"] not in ("model", "detector", "classifier"):
+            continue
+        if subject["kind"] == "model":
+            title = plan["deepfakes"][subject["model"]]["title"]
+            state = subject["state"]
+            if state == "retrained":
+                state += f" on {plan['defences'][subject['defence']]['title']}, seed {subject['seed']}"
+        elif subject["kind"] == "detector":
+            title, state = plan["detectors"][subject["detector"]]["title"], subject["state"]
+        else:
+            title, state = "attribute classifier", "trained"
+        row = rows.setdefault((title, state), {"model": title, "state": state})
+        if subject.get("attribute") == "mean":
+            row["edit_accuracy"] = record["value"]
+        elif "attribute" in subject:
+            row[subject["attribute"]] = record["value"]
+        else:
+            row[record["metric"]] = record["value"]
+    return list(rows.values())
+
+
+def report(config, records, table_folder, figure_folder, samples, page, merged):
+    """The self-contained page, and the merged config beside it."""
+    plan, read = plan_of(config), read_records(records)
+    folder = Path(figure_folder)
+    shown = plan["datasets"][config["training_set"]]["title"]
+    pictures = [
+        ("Fig. 5: edits of protected faces", f"{shown}, one edit per face.", folder / "figure_5.png"),
+        (
+            "Fig. 6: protected photographs",
+            f"{shown}, as stored in 8 bit, and the difference, amplified.",
+            folder / "figure_6.png",
+        ),
+        (
+            "Fig. 7: detected faces",
+            f"{shown}, boxes with a score above {FIGURE_SCORE}.",
+            folder / "figure_7.png",
+        ),
+    ]
+    for name, path in samples.items():
+        pictures.append(
+            (
+                f"Sample sheet of {plan['deepfakes'][name]['title']}",
+                "The pretrained model on validation faces: input, then every edit.",
+                Path(path),
+            )
+        )
+    notes = [
+        f"Preset {config['preset']}: {config['image_size']} px, budget {config['epsilon']} of [-1, 1]. Every "
+        "perturbed image was stored as an 8-bit PNG file; what was measured afterwards is what was stored.",
+        "The defence called Original leaves faces as they are. Its retrained rows are the control: what "
+        "retraining alone does to the model.",
+    ]
+    if config["fid_features"] != "inception":
+        notes.append(
+            "FID is measured on the features of the trained attribute classifier, fid[attributes]: it cannot "
+            "be compared in size with the papers' FID, only in order."
+        )
+    write_report(page, plan, read_tables(table_folder), pictures, health_rows(read, plan), notes, read)
+    text = yaml.safe_dump({**config, "results": str(config["results"])}, sort_keys=False, allow_unicode=True)
+    write_text(merged, f"# The merged config of this run, sha256 {hash_of(config)}\n{text}")
+
+

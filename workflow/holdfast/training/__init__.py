@@ -1,0 +1,1 @@
+"""Shared machinery of every training: resumable loops and their state files."""

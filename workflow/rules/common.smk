@@ -1,0 +1,58 @@
+"""Names and paths that several stages share."""
+
+R = Path(config["results"])
+LIBRARY = HERE / "workflow/holdfast"
+DATASETS = settings.active(config, "datasets")
+DEEPFAKES = settings.active(config, "deepfakes")
+DETECTORS = settings.active(config, "detectors")
+DEFENCES = settings.active(config, "defences")
+SEEDS = config["perturbation_seeds"]
+TRAINING_SET = config["training_set"]
+ATTACKER = config["attacker"]["detector"]
+TABLES = ["I", "II", "III", "IV", "V", "VI"]
+FIGURES = ["5", "6", "7"]
+
+
+def one_of(names):
+    return "|".join(map(str, names))
+
+
+wildcard_constraints:
+    dataset=one_of(DATASETS),
+    model=one_of(DEEPFAKES),
+    detector=one_of(DETECTORS),
+    defence=one_of(DEFENCES),
+    seed=one_of(SEEDS),
+    split="train|test",
+
+
+def library(*names):
+    """Modules that a rule really uses: editing one reruns it. Not the whole library, or a comment would."""
+    return [LIBRARY / name for name in names]
+
+
+def faces(dataset):
+    return R / f"data/{dataset}/index.csv"
+
+
+def deepfake_weights(model):
+    return R / f"models/{model}/weights.safetensors"
+
+
+def detector_weights(detector):
+    return R / f"detectors/{detector}/weights.safetensors"
+
+
+CLASSIFIER = R / "models/classifier/weights.safetensors"
+# What a defence may attack, and what measuring looks at; healthy.txt is written only for healthy models.
+HEALTHY = [R / f"models/{model}/healthy.txt" for model in DEEPFAKES]
+ALL_DEEPFAKES = [deepfake_weights(model) for model in DEEPFAKES]
+ALL_DETECTORS = [detector_weights(detector) for detector in DETECTORS]
+
+
+def training_threads():
+    return config["threads"]
+
+
+# Entries of the config that decide a stage's result: as params, so that a change reruns what it must.
+COMMON = {key: config[key] for key in ("seed", "image_size", "device", "epsilon")}

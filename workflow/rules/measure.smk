@@ -1,0 +1,67 @@
+rule measure_outputs:
+    """Tables I, III and IV: edits of protected faces, by the original and by the retrained models."""
+    input:
+        protected=R / "protected/{dataset}/{defence}/{seed}/test",
+        faces=R / "data/{dataset}/index.csv",
+        classifier=CLASSIFIER,
+        models=lambda w: (
+            ALL_DEEPFAKES
+            if w.state == "original"
+            else [R / f"retrained/{m}/{w.defence}/{w.seed}/weights.safetensors" for m in DEEPFAKES]
+        ),
+        healthy=HEALTHY,
+        library=library("metrics/image.py", "metrics/fid.py", "stages/measure.py"),
+    output:
+        records=R / "records/outputs/{dataset}.{defence}.{seed}.{state}.jsonl",
+    log:
+        R / "logs/measure_outputs/{dataset}.{defence}.{seed}.{state}.log",
+    params:
+        metrics=config["metrics"],
+        fid=config["fid_features"],
+    wildcard_constraints:
+        state="original|retrained",
+    resources:
+        gpu=1,
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/measure_outputs.py"
+
+
+rule measure_images:
+    """Table VI: the protected photograph beside the clean one."""
+    input:
+        protected=R / "protected/{dataset}/{defence}/{seed}/test",
+        faces=R / "data/{dataset}/index.csv",
+        library=library("metrics/image.py", "stages/measure.py"),
+    output:
+        records=R / "records/images/{dataset}.{defence}.{seed}.jsonl",
+    log:
+        R / "logs/measure_images/{dataset}.{defence}.{seed}.log",
+    params:
+        metrics=config["metrics"],
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/measure_images.py"
+
+
+rule measure_detection:
+    """Table II: the detectors on clean and on protected faces."""
+    input:
+        protected=R / "protected/{dataset}/{defence}/{seed}/test",
+        faces=R / "data/{dataset}/index.csv",
+        detectors=ALL_DETECTORS,
+        library=library("metrics/detection.py", "stages/measure.py"),
+    output:
+        records=R / "records/detection/{dataset}.{defence}.{seed}.jsonl",
+    log:
+        R / "logs/measure_detection/{dataset}.{defence}.{seed}.log",
+    params:
+        metrics=config["metrics"],
+    resources:
+        gpu=1,
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/measure_detection.py"

@@ -1,0 +1,111 @@
+rule train_classifier:
+    """The attribute classifier: judge of edit_accuracy."""
+    input:
+        index=faces(TRAINING_SET),
+        library=library("deepfakes/classifier.py", "training/loop.py"),
+    output:
+        weights=CLASSIFIER,
+        log=R / "models/classifier/log.csv",
+        curves=R / "models/classifier/curves.png",
+        records=R / "records/classifier.jsonl",
+    log:
+        R / "logs/train_classifier.log",
+    params:
+        settings=config["classifier"],
+        common=COMMON,
+    threads: training_threads()
+    resources:
+        gpu=1,
+    retries: 1
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/train_classifier.py"
+
+
+rule pretrain_deepfake:
+    """A deepfake model, trained on the training set; resumes from its state file."""
+    input:
+        index=faces(TRAINING_SET),
+        library=lambda w: library(f"deepfakes/{w.model}.py", "deepfakes/training.py", "training/loop.py"),
+    output:
+        weights=R / "models/{model}/weights.safetensors",
+        log=R / "models/{model}/log.csv",
+        curves=R / "models/{model}/curves.png",
+        samples=R / "models/{model}/samples.png",
+    log:
+        R / "logs/pretrain_deepfake/{model}.log",
+    params:
+        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        common=COMMON,
+    threads: training_threads()
+    resources:
+        gpu=1,
+    retries: 2
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/pretrain_deepfake.py"
+
+
+rule measure_health:
+    """edit_accuracy and fidelity of a pretrained model on unseen faces."""
+    input:
+        weights=R / "models/{model}/weights.safetensors",
+        classifier=CLASSIFIER,
+        index=faces(TRAINING_SET),
+        library=library("stages/health.py"),
+    output:
+        records=R / "records/health/{model}.jsonl",
+    log:
+        R / "logs/measure_health/{model}.log",
+    params:
+        measuring=config["measuring"],
+        fid=config["fid_features"],
+    resources:
+        gpu=1,
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/measure_health.py"
+
+
+rule check_health:
+    """Stops the run where a model is below the preset's health; the figures stay in its records."""
+    input:
+        records=R / "records/health/{model}.jsonl",
+    output:
+        flag=R / "models/{model}/healthy.txt",
+    log:
+        R / "logs/check_health/{model}.log",
+    params:
+        health=lambda w: config["deepfakes"][w.model]["health"],
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/check_health.py"
+
+
+rule get_detector:
+    """A face detector: its checkpoint imported, or trained on synthetic scenes; then its ap measured."""
+    input:
+        images=R / "data/scenes/images.npy",
+        boxes=R / "data/scenes/boxes.json",
+        given=lambda w: config["detectors"][w.detector]["weights"] or [],
+        library=lambda w: library(f"detectors/{w.detector}.py", "detectors/boxes.py", "detectors/training.py"),
+    output:
+        weights=R / "detectors/{detector}/weights.safetensors",
+        records=R / "records/detectors/{detector}.jsonl",
+    log:
+        R / "logs/get_detector/{detector}.log",
+    params:
+        settings=lambda w: config["detectors"][w.detector],
+        seed=config["seed"],
+    threads: training_threads()
+    resources:
+        gpu=1,
+    retries: 2
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/get_detector.py"

@@ -1,0 +1,21 @@
+rule protect:
+    """A split of a data set with the perturbation on it, as 8-bit PNG files with an index."""
+    input:
+        faces=R / "data/{dataset}/index.csv",
+        training=faces(TRAINING_SET),
+        perturbation=R / "perturbations/{defence}/{seed}/perturbation.safetensors",
+        about=R / "perturbations/{defence}/{seed}/perturbation.json",
+        deepfakes=ALL_DEEPFAKES,
+        detectors=ALL_DETECTORS,
+        library=library("stages/protect.py", "data/pixels.py"),
+    output:
+        folder=directory(R / "protected/{dataset}/{defence}/{seed}/{split}"),
+    log:
+        R / "logs/protect/{dataset}.{defence}.{seed}.{split}.log",
+    params:
+        images=lambda w: config["protection" if w.split == "test" else "attacker"]["images"],
+        common=COMMON,
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/protect.py"

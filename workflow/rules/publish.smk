@@ -1,0 +1,99 @@
+RECORDS = [
+    R / "records/classifier.jsonl",
+    *expand(R / "records/health/{model}.jsonl", model=DEEPFAKES),
+    *expand(R / "records/detectors/{detector}.jsonl", detector=DETECTORS),
+    *expand(
+        R / "records/outputs/{dataset}.{defence}.{seed}.original.jsonl",
+        dataset=DATASETS,
+        defence=DEFENCES,
+        seed=SEEDS,
+    ),
+    *expand(
+        R / "records/outputs/{dataset}.{defence}.{seed}.retrained.jsonl",
+        dataset=TRAINING_SET,
+        defence=DEFENCES,
+        seed=SEEDS,
+    ),
+    *expand(
+        R / "records/{kind}/{dataset}.{defence}.{seed}.jsonl",
+        kind=["images", "detection"],
+        dataset=DATASETS,
+        defence=DEFENCES,
+        seed=SEEDS,
+    ),
+    *expand(
+        R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
+        defence=DEFENCES,
+        seed=SEEDS,
+        detector=DETECTORS,
+    ),
+    *expand(
+        R / "records/retrained/{model}.{defence}.{seed}.jsonl",
+        model=DEEPFAKES,
+        defence=DEFENCES,
+        seed=SEEDS,
+    ),
+]
+
+
+rule tables:
+    """The papers' tables, reported beside measured."""
+    input:
+        records=RECORDS,
+        reported=HERE / "workflow/papers/reported.csv",
+        library=library("papers/tables.py", "papers/reported.py"),
+    output:
+        expand(R / "tables/table_{table}.csv", table=TABLES),
+    log:
+        R / "logs/tables.log",
+    params:
+        plan=lambda w: {section: config[section] for section in settings.SECTIONS},
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/tables.py"
+
+
+rule figures:
+    """Fig. 5: edits; Fig. 6: protected photographs; Fig. 7: boxes before and after."""
+    input:
+        protected=expand(
+            R / f"protected/{TRAINING_SET}" / "{defence}" / str(SEEDS[0]) / "test", defence=DEFENCES
+        ),
+        faces=faces(TRAINING_SET),
+        classifier=CLASSIFIER,
+        deepfakes=ALL_DEEPFAKES,
+        healthy=HEALTHY,
+        detectors=ALL_DETECTORS,
+        library=library("papers/figures.py"),
+    output:
+        expand(R / "figures/figure_{figure}.png", figure=FIGURES),
+    log:
+        R / "logs/figures.log",
+    params:
+        faces=config["measuring"]["figure_faces"],
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/figures.py"
+
+
+rule report:
+    """One self-contained page with tables, figures and the health of every model."""
+    input:
+        records=RECORDS,
+        tables=expand(R / "tables/table_{table}.csv", table=TABLES),
+        figures=expand(R / "figures/figure_{figure}.png", figure=FIGURES),
+        samples=expand(R / "models/{model}/samples.png", model=DEEPFAKES),
+        library=library("papers/report.py", "papers/tables.py"),
+    output:
+        report=R / "report.html",
+        config=R / "config.yaml",
+    log:
+        R / "logs/report.log",
+    params:
+        config=settings.digest(config),
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/report.py"

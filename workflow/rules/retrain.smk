@@ -1,0 +1,73 @@
+rule harvest:
+    """What the attacker's data preparation makes of the protected training split."""
+    input:
+        protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
+        faces=faces(TRAINING_SET),
+        detector=R / "detectors/{detector}/weights.safetensors",
+        library=library("attacker/harvest.py"),
+    output:
+        images=R / "harvest/{defence}/{seed}/{detector}/images.npy",
+        index=R / "harvest/{defence}/{seed}/{detector}/index.csv",
+        report=R / "harvest/{defence}/{seed}/{detector}/report.json",
+        records=R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
+    log:
+        R / "logs/harvest/{defence}.{seed}.{detector}.log",
+    params:
+        attacker={k: config["attacker"][k] for k in ("threshold", "margin", "no_detection")},
+    resources:
+        gpu=1,
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/harvest.py"
+
+
+rule retrain:
+    """The attacker fine-tunes a deepfake model on his harvest; resumes from its state file."""
+    input:
+        pretrained=R / "models/{model}/weights.safetensors",
+        healthy=R / "models/{model}/healthy.txt",
+        harvest=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/index.csv",
+        faces=faces(TRAINING_SET),
+        library=lambda w: library(f"deepfakes/{w.model}.py", "deepfakes/training.py", "training/loop.py"),
+    output:
+        weights=R / "retrained/{model}/{defence}/{seed}/weights.safetensors",
+        log=R / "retrained/{model}/{defence}/{seed}/log.csv",
+        curves=R / "retrained/{model}/{defence}/{seed}/curves.png",
+        samples=R / "retrained/{model}/{defence}/{seed}/samples.png",
+    log:
+        R / "logs/retrain/{model}.{defence}.{seed}.log",
+    params:
+        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        attacker=config["attacker"],
+        common=COMMON,
+    threads: training_threads()
+    resources:
+        gpu=1,
+    retries: 2
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/retrain.py"
+
+
+rule measure_retrained:
+    """The retrained model on clean faces (Table V)."""
+    input:
+        weights=R / "retrained/{model}/{defence}/{seed}/weights.safetensors",
+        classifier=CLASSIFIER,
+        index=faces(TRAINING_SET),
+        library=library("stages/health.py"),
+    output:
+        records=R / "records/retrained/{model}.{defence}.{seed}.jsonl",
+    log:
+        R / "logs/measure_retrained/{model}.{defence}.{seed}.log",
+    params:
+        measuring=config["measuring"],
+        fid=config["fid_features"],
+    resources:
+        gpu=1,
+    conda:
+        "../../envs/holdfast.yaml"
+    script:
+        "../scripts/measure_retrained.py"
