@@ -7,8 +7,8 @@ from paper_records import a_run, plan
 from PIL import Image
 
 from holdfast.errors import HoldfastError
-from holdfast.papers.reported import load_reported
 from holdfast.papers.report import write_report
+from holdfast.papers.reported import load_reported
 from holdfast.papers.tables import build_tables
 
 _VOID = {"meta", "img", "br"}

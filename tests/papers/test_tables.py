@@ -289,3 +289,13 @@ def test_wide_reads_like_the_paper():
     assert wide("table_V", tables["table_V"]).loc[
         ("CelebA", "AttGAN", "TSDF", "poisoned"), ("ssim_released",)
     ] == ("0.68 / –")
+
+
+def test_table_iii_keeps_to_data_sets_where_something_is_retrained():
+    table = build(a_run())["table_III"]
+    of_celeba = table[table["dataset"] == "CelebA"]
+    assert set(of_celeba["method"]) == {"CMUA", "FOUND"}
+    row = cell(of_celeba, subject="StarGAN", method="CMUA", metric="ssim_released", state="original")
+    assert row["reported"] == "0.48" and row["measured"] != NOT_MEASURED
+    assert set(table[table["dataset"] == "Synthetic"]["method"]) == {"CMUA", "Random", "TSDF"}
+    assert "LFW" not in set(table["dataset"])

@@ -250,6 +250,11 @@ class RetinaFace:
         """Logits (N, P, 2) (background, face) and encoded boxes (N, P, 4), differentiable."""
         return self.network.heads(self.levels(images))
 
+    def levels_and_raw(self, images):
+        """:meth:`levels` and :meth:`raw` of one pass, for losses that need both."""
+        levels = self.levels(images)
+        return levels, self.network.heads(levels)
+
     def priors(self, height, width):
         """Anchors (P, 4) for images of height × width pixels: centre form, fractions of the image."""
         size = self.settings["input_size"]

@@ -211,7 +211,7 @@ def _write_grid(path, cells, columns, rows, captions=None, blocks=None, thumb=11
 def _grid(cells, columns, rows, captions, blocks, size, boxes, colours):
     """A figure of thumbnails `size` pixels high with titles above, at the left and under them."""
     left = 12 + max(_text_width(row) for row in rows) if any(rows) else _GAP
-    top = 8 + 13 * max(column.count("\n") + 1 for column in columns)
+    top = 8 + 15 * max(column.count("\n") + 1 for column in columns)
     under = [16 if boxes else 0] * len(cells)
     if captions:
         lines = [max(text.count("\n") + 1 if text else 0 for text in row) for row in captions]

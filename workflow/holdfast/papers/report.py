@@ -18,7 +18,7 @@ from holdfast.papers.tables import (
 
 _ARROWS = {"up": "↑", "down": "↓"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_MANY_COLUMNS = 20
+_MANY_COLUMNS = 10
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -46,7 +46,7 @@ tr.first > * { border-top: 1px solid #bbb; }
 .reported { display: block; color: #777; font-size: 12px; }
 .measured { display: block; font-weight: 600; }
 .key { display: inline; }
-.sd { display: block; color: #777; font-size: 11px; }
+.sd { display: block; color: #777; font-size: 11px; font-weight: 400; }
 .none { color: #999; font-weight: 400; }
 sup { line-height: 0; }
 sup a { text-decoration: none; padding: 0 1px; }
@@ -194,7 +194,9 @@ def _table(name, table):
     attackers = [a for a in table.get("attacker", []) if a != NOTHING]
     if attackers:
         listed = ", ".join(dict.fromkeys(attackers))
-        parts.append(f'<p class="pale">The attacker harvested his training faces with {_text(listed)}.</p>')
+        parts.append(
+            f'<p class="pale">The attacker harvested the faces for retraining with {_text(listed)}.</p>'
+        )
     if len(shown):
         parts.append(_blocks(name, shown, notes))
     else:
@@ -250,7 +252,7 @@ def _grid(name, table, notes):
     for level, part in enumerate(layout["columns"]):
         spans = _spans([column[: level + 1] for column in columns])
         cell = "".join(
-            f'<th colspan="{span}"{_group(columns, start)}>{_heading(name, part, label[-1])}</th>'
+            f'<th colspan="{span}"{_group(columns, start)}>{_heading(name, part, label[-1], table)}</th>'
             for start, span, label in spans
         )
         if level == 0:
@@ -267,7 +269,7 @@ def _grid(name, table, notes):
     body = []
     for r, row in enumerate(rows):
         labels = "".join(
-            f'<th rowspan="{starts[level][r]}">{_heading(name, layout["index"][level], label)}</th>'
+            f'<th rowspan="{starts[level][r]}">{_heading(name, layout["index"][level], label, table)}</th>'
             for level, label in enumerate(row)
             if r in starts[level]
         )
@@ -284,11 +286,15 @@ def _grid(name, table, notes):
 _NAMES = {"subject": "model", "method": "defence"}
 
 
-def _heading(name, part, label):
+def _heading(name, part, label, table):
+    """A heading; a metric also gets its direction, and what measured it where that is another one."""
     if part != "metric":
         return _text(label)
     arrow = _ARROWS.get(DIRECTIONS[name].get(label.partition("[")[0]), "")
-    return f"{_text(label)} {arrow}".strip()
+    measured_by = table.loc[table["metric"] == label, "measured_by"]
+    others = [other for other in dict.fromkeys(measured_by) if other not in (label, NOTHING)]
+    ours = f'<span class="sd">ours: {_text(", ".join(others))}</span>' if others else ""
+    return f"{_text(label)} {arrow}".strip() + ours
 
 
 def _group(columns, c):

@@ -167,10 +167,11 @@ def build_tables(records, plan, reported):
         attacker = _first_attacker(cells[name], names)
         told = _reported_cells(name, paper[paper["table"] == name.removeprefix("table_")], attacker)
         if name in ("table_III", "table_IV"):
-            # Outputs of all data sets are measured before retraining; these tables compare before and after.
-            wanted = {names.training} | {key[0] for key in told}
-            wanted |= {key[0] for key in cells[name] if key[4] in ("retrained", "after")}
-            cells[name] = {key: cell for key, cell in cells[name].items() if key[0] in wanted}
+            # Outputs are measured on all data sets, but these tables compare before with after: of a data
+            # set on which nothing was retrained only what stands beside a reported cell belongs here.
+            whole = {names.training} | {key[0] for key in cells[name] if key[4] in ("retrained", "after")}
+            beside = {key[:3] for key in told}
+            cells[name] = {k: c for k, c in cells[name].items() if k[0] in whole or k[:3] in beside}
         if name in ("table_I", "table_III"):
             models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
             cells[name] |= _averages(cells[name], models)

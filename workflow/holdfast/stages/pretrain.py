@@ -43,11 +43,11 @@ ACCURACY = Metric(
 )
 
 
-def write_log(log, csv_path, figure_path, title):
+def write_log(log, csv_path, figure_path):
     """A training's log as CSV and as curves."""
     table = pd.DataFrame(log)
     write_text(csv_path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    loss_curves(figure_path, table, title=title)
+    loss_curves(figure_path, table)
 
 
 def train_classifier(config, index_csv, weights, log_csv, curves, records):
@@ -60,7 +60,7 @@ def train_classifier(config, index_csv, weights, log_csv, curves, records):
         faces, attributes, settings, names, state_path=state, device=work.device
     )
     classifier.cpu().save(weights)
-    write_log(log, log_csv, curves, "attribute classifier")
+    write_log(log, log_csv, curves)
     unseen = len(faces.positions("test")) or len(faces.positions("val"))
     write_records(
         records,
@@ -112,7 +112,7 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
         model, faces, settings, names, state_path=state, device=device, on_sample=on_sample
     )
     deepfake_model.save(model, weights)
-    write_log(log, log_csv, curves, f"{model.title}, pretraining")
+    write_log(log, log_csv, curves)
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
 
 

@@ -80,7 +80,7 @@ def retrain(config, name, defence, seed, pretrained, harvest_index, index_csv, w
     )
     log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
     deepfake_model.save(model, weights)
-    write_log(log, log_csv, curves, f"{model.title}, retrained on {defence}")
+    write_log(log, log_csv, curves)
     sheet_of(deepfake_model.freeze(model, work.device), open_faces(index_csv), samples, work.device)
 
 
