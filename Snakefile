@@ -5,7 +5,6 @@ profile: `snakemake --workflow-profile profiles/demo`. Rules stand in workflow/r
 data; each has one thin script that calls one function of workflow/holdfast/stages/.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,13 +14,12 @@ min_version("9.0")
 
 HERE = Path(workflow.basedir)
 sys.path.insert(0, str(HERE / "workflow"))
-# Scripts run in processes of their own and import the library from here, installed or not.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(HERE / "workflow"), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
 
 import holdfast.config as settings
 from holdfast.errors import HoldfastError
+
+# Scripts run in processes of their own; they import the library from here, installed or not.
+settings.show_library_to_jobs()
 
 
 configfile: HERE / "config.yaml"
@@ -37,6 +35,7 @@ try:
     config.update(settings.complete(config))
 except HoldfastError as error:
     sys.exit(f"\nError in the config: {error}\n")
+
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"

@@ -10,6 +10,8 @@ import difflib
 import functools
 import hashlib
 import json
+import os
+import math
 from pathlib import Path
 
 import jsonschema
@@ -28,6 +30,12 @@ SECTIONS = {
     "defences": "defences",
 }
 KINDS = {"datasets": "dataset", "deepfakes": "deepfake", "detectors": "detector", "defences": "defence"}
+
+
+def show_library_to_jobs():
+    """Put this library on the PYTHONPATH that jobs inherit."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), *paths]))
 
 
 @functools.cache
@@ -191,10 +199,26 @@ def _with_defaults(value, schema, root):
 
 def _check(value, schema, where):
     errors = sorted(
-        jsonschema.Draft202012Validator(schema).iter_errors(value), key=lambda e: list(map(str, e.absolute_path))
+        jsonschema.Draft202012Validator(schema).iter_errors(value),
+        key=lambda e: list(map(str, e.absolute_path)),
     )
     if errors:
         raise _told(errors[0], where)
+    _check_finite(value, where)
+
+
+def _check_finite(value, key):
+    """YAML knows .nan and .inf, which pass every comparison of a schema or make it meaningless."""
+    if isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise HoldfastError(
+            f"config key {key} has a wrong value",
+            found=_yaml(value),
+            expected="a finite number",
+            repair="give a finite number",
+        )
 
 
 def _told(error, where):
@@ -203,8 +227,8 @@ def _told(error, where):
     schema = error.schema
     if error.validator == "additionalProperties":
         allowed = list(schema.get("properties", {}))
-        unknown = sorted(set(error.instance) - set(allowed))[0]
-        full = ".".join([*path, unknown])
+        unknown = sorted(set(error.instance) - set(allowed), key=str)[0]
+        full = ".".join([*path, str(unknown)])
         nearest = _nearest(unknown, allowed)
         repair = f"write `{nearest}: {_yaml(error.instance[unknown])}`" if nearest else f"remove `{unknown}`"
         return HoldfastError(
@@ -213,7 +237,8 @@ def _told(error, where):
     if error.validator == "required":
         missing = [name for name in schema["required"] if name not in error.instance][0]
         return HoldfastError(
-            f"config key {'.'.join([*path, missing])} is missing", repair=f"add `{missing}:` as in config.yaml"
+            f"config key {'.'.join([*path, missing])} is missing",
+            repair=f"add `{missing}:` as in config.yaml",
         )
     expected = _expectation(error)
     last = path[-1] if path else ""
@@ -266,7 +291,9 @@ def read(*paths):
         try:
             part = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise HoldfastError(f"cannot read the config {path}", found=str(error), expected="a YAML file") from error
+            raise HoldfastError(
+                f"cannot read the config {path}", found=str(error), expected="a YAML file"
+            ) from error
         merged = merge(merged, part)
     return complete(merged)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -14,12 +15,14 @@ from holdfast.errors import HoldfastError
 def job(log=None, threads=1):
     """Run a job's work: fixed threads, deterministic kernels, stderr copied to `log`.
 
-    A :class:`HoldfastError` ends the process with its message and exit code 1, without a traceback.
+    A :class:`HoldfastError` ends the process with its message and exit code 1, without a traceback;
+    the traceback of any other exception is in the log as well.
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    file = None
     with contextlib.ExitStack() as stack:
         if log:
             Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +33,11 @@ def job(log=None, threads=1):
         except HoldfastError as error:
             print(f"\nError: {error}\n", file=sys.stderr, flush=True)
             sys.exit(1)
+        except Exception:
+            # Python prints it to the terminal after the log is closed.
+            if file is not None:
+                traceback.print_exc(file=file)
+            raise
 
 
 class _Both:

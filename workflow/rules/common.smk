@@ -27,7 +27,7 @@ wildcard_constraints:
 
 
 def library(*names):
-    """Modules that a rule really uses: editing one reruns it. Not the whole library, or a comment would."""
+    """Modules whose change makes a job run again. Not the whole library, or any comment would."""
     return [LIBRARY / name for name in names]
 
 

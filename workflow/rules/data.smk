@@ -4,7 +4,11 @@ rule prepare_faces:
         library=lambda w: library(
             "data/faceset.py",
             f"data/{config['datasets'][w.dataset]['kind']}.py",
-            *(["data/rendering.py"] if config["datasets"][w.dataset]["kind"] == "synthetic" else ["data/preparing.py"]),
+            *(
+                ["data/rendering.py"]
+                if config["datasets"][w.dataset]["kind"] == "synthetic"
+                else ["data/preparing.py"]
+            ),
         ),
     output:
         images=R / "data/{dataset}/images.npy",
@@ -12,12 +16,11 @@ rule prepare_faces:
         report=R / "data/{dataset}/report.json",
     log:
         R / "logs/prepare_faces/{dataset}.log",
+    conda:
+        "../../envs/holdfast.yaml"
     params:
         entry=lambda w: config["datasets"][w.dataset],
         common=COMMON,
-    conda:
-        "../../envs/holdfast.yaml"
-    retries: 1
     script:
         "../scripts/prepare_faces.py"
 
@@ -31,10 +34,10 @@ rule render_scenes:
         boxes=R / "data/scenes/boxes.json",
     log:
         R / "logs/render_scenes.log",
+    conda:
+        "../../envs/holdfast.yaml"
     params:
         scenes=config["scenes"],
         seed=config["seed"],
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/render_scenes.py"

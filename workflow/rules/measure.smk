@@ -15,15 +15,15 @@ rule measure_outputs:
         records=R / "records/outputs/{dataset}.{defence}.{seed}.{state}.jsonl",
     log:
         R / "logs/measure_outputs/{dataset}.{defence}.{seed}.{state}.log",
+    wildcard_constraints:
+        state="original|retrained",
+    conda:
+        "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
     params:
         metrics=config["metrics"],
         fid=config["fid_features"],
-    wildcard_constraints:
-        state="original|retrained",
-    resources:
-        gpu=1,
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/measure_outputs.py"
 
@@ -38,10 +38,10 @@ rule measure_images:
         records=R / "records/images/{dataset}.{defence}.{seed}.jsonl",
     log:
         R / "logs/measure_images/{dataset}.{defence}.{seed}.log",
-    params:
-        metrics=config["metrics"],
     conda:
         "../../envs/holdfast.yaml"
+    params:
+        metrics=config["metrics"],
     script:
         "../scripts/measure_images.py"
 
@@ -57,11 +57,11 @@ rule measure_detection:
         records=R / "records/detection/{dataset}.{defence}.{seed}.jsonl",
     log:
         R / "logs/measure_detection/{dataset}.{defence}.{seed}.log",
-    params:
-        metrics=config["metrics"],
-    resources:
-        gpu=1,
     conda:
         "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
+    params:
+        metrics=config["metrics"],
     script:
         "../scripts/measure_detection.py"

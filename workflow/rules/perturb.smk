@@ -11,15 +11,15 @@ rule perturb:
         about=R / "perturbations/{defence}/{seed}/perturbation.json",
     log:
         R / "logs/perturb/{defence}.{seed}.log",
+    retries: 1
+    conda:
+        "../../envs/holdfast.yaml"
+    threads: training_threads()
+    resources:
+        gpu=1,
     params:
         settings=lambda w: config["defences"][w.defence],
         faces=config["datasets"][TRAINING_SET]["perturbation_images"],
         common=COMMON,
-    threads: training_threads()
-    resources:
-        gpu=1,
-    retries: 1
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/perturb.py"

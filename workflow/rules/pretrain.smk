@@ -10,15 +10,15 @@ rule train_classifier:
         records=R / "records/classifier.jsonl",
     log:
         R / "logs/train_classifier.log",
-    params:
-        settings=config["classifier"],
-        common=COMMON,
-    threads: training_threads()
-    resources:
-        gpu=1,
     retries: 1
     conda:
         "../../envs/holdfast.yaml"
+    threads: training_threads()
+    resources:
+        gpu=1,
+    params:
+        settings=config["classifier"],
+        common=COMMON,
     script:
         "../scripts/train_classifier.py"
 
@@ -35,15 +35,15 @@ rule pretrain_deepfake:
         samples=R / "models/{model}/samples.png",
     log:
         R / "logs/pretrain_deepfake/{model}.log",
-    params:
-        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
-        common=COMMON,
-    threads: training_threads()
-    resources:
-        gpu=1,
     retries: 2
     conda:
         "../../envs/holdfast.yaml"
+    threads: training_threads()
+    resources:
+        gpu=1,
+    params:
+        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        common=COMMON,
     script:
         "../scripts/pretrain_deepfake.py"
 
@@ -59,13 +59,13 @@ rule measure_health:
         records=R / "records/health/{model}.jsonl",
     log:
         R / "logs/measure_health/{model}.log",
+    conda:
+        "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
     params:
         measuring=config["measuring"],
         fid=config["fid_features"],
-    resources:
-        gpu=1,
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/measure_health.py"
 
@@ -78,10 +78,10 @@ rule check_health:
         flag=R / "models/{model}/healthy.txt",
     log:
         R / "logs/check_health/{model}.log",
-    params:
-        health=lambda w: config["deepfakes"][w.model]["health"],
     conda:
         "../../envs/holdfast.yaml"
+    params:
+        health=lambda w: config["deepfakes"][w.model]["health"],
     script:
         "../scripts/check_health.py"
 
@@ -98,14 +98,14 @@ rule get_detector:
         records=R / "records/detectors/{detector}.jsonl",
     log:
         R / "logs/get_detector/{detector}.log",
-    params:
-        settings=lambda w: config["detectors"][w.detector],
-        seed=config["seed"],
-    threads: training_threads()
-    resources:
-        gpu=1,
     retries: 2
     conda:
         "../../envs/holdfast.yaml"
+    threads: training_threads()
+    resources:
+        gpu=1,
+    params:
+        settings=lambda w: config["detectors"][w.detector],
+        seed=config["seed"],
     script:
         "../scripts/get_detector.py"

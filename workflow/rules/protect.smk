@@ -12,10 +12,10 @@ rule protect:
         folder=directory(R / "protected/{dataset}/{defence}/{seed}/{split}"),
     log:
         R / "logs/protect/{dataset}.{defence}.{seed}.{split}.log",
+    conda:
+        "../../envs/holdfast.yaml"
     params:
         images=lambda w: config["protection" if w.split == "test" else "attacker"]["images"],
         common=COMMON,
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/protect.py"

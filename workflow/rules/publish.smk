@@ -46,10 +46,10 @@ rule tables:
         expand(R / "tables/table_{table}.csv", table=TABLES),
     log:
         R / "logs/tables.log",
-    params:
-        plan=lambda w: {section: config[section] for section in settings.SECTIONS},
     conda:
         "../../envs/holdfast.yaml"
+    params:
+        plan=lambda w: {section: config[section] for section in settings.SECTIONS},
     script:
         "../scripts/tables.py"
 
@@ -70,10 +70,10 @@ rule figures:
         expand(R / "figures/figure_{figure}.png", figure=FIGURES),
     log:
         R / "logs/figures.log",
-    params:
-        faces=config["measuring"]["figure_faces"],
     conda:
         "../../envs/holdfast.yaml"
+    params:
+        faces=config["measuring"]["figure_faces"],
     script:
         "../scripts/figures.py"
 
@@ -91,9 +91,9 @@ rule report:
         config=R / "config.yaml",
     log:
         R / "logs/report.log",
-    params:
-        config=settings.digest(config),
     conda:
         "../../envs/holdfast.yaml"
+    params:
+        config=settings.digest(config),
     script:
         "../scripts/report.py"

@@ -12,12 +12,12 @@ rule harvest:
         records=R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
     log:
         R / "logs/harvest/{defence}.{seed}.{detector}.log",
-    params:
-        attacker={k: config["attacker"][k] for k in ("threshold", "margin", "no_detection")},
-    resources:
-        gpu=1,
     conda:
         "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
+    params:
+        attacker={k: config["attacker"][k] for k in ("threshold", "margin", "no_detection")},
     script:
         "../scripts/harvest.py"
 
@@ -37,16 +37,16 @@ rule retrain:
         samples=R / "retrained/{model}/{defence}/{seed}/samples.png",
     log:
         R / "logs/retrain/{model}.{defence}.{seed}.log",
+    retries: 2
+    conda:
+        "../../envs/holdfast.yaml"
+    threads: training_threads()
+    resources:
+        gpu=1,
     params:
         settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
         attacker=config["attacker"],
         common=COMMON,
-    threads: training_threads()
-    resources:
-        gpu=1,
-    retries: 2
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/retrain.py"
 
@@ -62,12 +62,12 @@ rule measure_retrained:
         records=R / "records/retrained/{model}.{defence}.{seed}.jsonl",
     log:
         R / "logs/measure_retrained/{model}.{defence}.{seed}.log",
+    conda:
+        "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
     params:
         measuring=config["measuring"],
         fid=config["fid_features"],
-    resources:
-        gpu=1,
-    conda:
-        "../../envs/holdfast.yaml"
     script:
         "../scripts/measure_retrained.py"

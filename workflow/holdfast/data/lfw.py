@@ -24,7 +24,10 @@ SETTINGS = {
     "downloads": {"$ref": "#/$defs/downloads", "default": None},
     "archive": {
         "$ref": "#/$defs/download",
-        "default": {"url": "http://vis-www.cs.umass.edu/lfw/lfw-deepfunneled.tgz", "md5": "68331da3eb755a505a502b5aacb3c201"},
+        "default": {
+            "url": "http://vis-www.cs.umass.edu/lfw/lfw-deepfunneled.tgz",
+            "md5": "68331da3eb755a505a502b5aacb3c201",
+        },
     },
     "size": {"$ref": "#/$defs/size", "default": [250, 250]},
     "crop": {"$ref": "#/$defs/crop", "default": 200},

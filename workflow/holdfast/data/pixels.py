@@ -7,7 +7,8 @@ import torch
 def to_float(pixels):
     """uint8 (N, H, W, 3), NumPy or torch, to float32 torch (N, 3, H, W) in [-1, 1]."""
     if not isinstance(pixels, torch.Tensor):
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+        # Read-only arrays (memory-mapped files) are copied: torch has no tensors that cannot be written.
+        pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1).contiguous()
 
 

@@ -100,13 +100,23 @@ def train_classifier(faces, attributes, settings, seed_names, *, state_path=None
 
     Returns:
         (classifier in eval mode, log, {attribute: accuracy on unseen faces}).
+
+    Raises:
+        HoldfastError: no faces to train on or none to test on; no such attribute; the loss diverges.
     """
+    train = faces.positions("train")
+    if not len(train) or not len(unseen_positions(faces)):
+        raise HoldfastError(
+            f"the attribute classifier cannot be trained on {faces.folder}",
+            found=f"{len(train)} training faces, {len(unseen_positions(faces))} unseen ones",
+            expected="at least one of each",
+            repair="set `limits` (or train, val, test) of the training set so that its splits have images",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(*seed_names, "weights"))
         model = AttributeClassifier(attributes, settings["channels"]).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), settings["learning_rate"], weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings["learning_rate"], settings["steps"])
-    train = faces.positions("train")
 
     def step_fn(step):
         model.train()

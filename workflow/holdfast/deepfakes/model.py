@@ -31,7 +31,9 @@ def build(registry, name, settings, image_size, seed_names=None):
     """
     if name not in registry:
         raise HoldfastError(
-            f"there is no deepfake model '{name}'", expected=", ".join(registry), repair="mend `deepfakes` in the config"
+            f"there is no deepfake model '{name}'",
+            expected=", ".join(registry),
+            repair="mend `deepfakes` in the config",
         )
     with torch.random.fork_rng(devices=[]):
         if seed_names is not None:
@@ -69,7 +71,10 @@ def load(model, path):
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise HoldfastError(
-            f"cannot read the checkpoint {Path(path)}", found=str(error), expected="a safetensors file", repair=repair
+            f"cannot read the checkpoint {Path(path)}",
+            found=str(error),
+            expected="a safetensors file",
+            repair=repair,
         ) from error
     if about.get("attributes") != ",".join(model.attributes):
         raise HoldfastError(
@@ -80,7 +85,9 @@ def load(model, path):
         )
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if found != expected:
-        differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        differing = sorted(
+            key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
+        )
         key = differing[0]
         raise HoldfastError(
             f"the checkpoint {Path(path)} is of another architecture ({len(differing)} entries differ)",

@@ -153,7 +153,10 @@ class StarGAN:
         self.attributes = tuple(settings["attributes"])
         self.generator = Generator(settings["generator_channels"], len(self.attributes))
         self.discriminator = Discriminator(
-            image_size, settings["discriminator_channels"], len(self.attributes), settings["discriminator_layers"]
+            image_size,
+            settings["discriminator_channels"],
+            len(self.attributes),
+            settings["discriminator_layers"],
         )
 
     @property

@@ -92,7 +92,8 @@ class Defence:
         |protected - images| is at most epsilon plus half a step of the 8-bit scale (1/255).
         """
         with torch.enable_grad():
-            perturbation = self.within_budget(self.perturb(images), images.shape)
+            # A copy: a defence that works in place must not move the images past its budget.
+            perturbation = self.within_budget(self.perturb(images.clone()), images.shape)
         return stored(images + perturbation)
 
     def within_budget(self, perturbation, shape):

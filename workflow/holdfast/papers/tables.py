@@ -407,6 +407,10 @@ def _keys(subject, metric, names):
     method = names.title("defences", defence) if defence is not None else NOTHING
     if kind in ("detection", "harvest"):
         detector = names.title("detectors", subject["detector"])
+        if (
+            kind == "harvest"
+        ):  # of the training split, which the attacker collects; the rest is of the test split
+            metric = f"{metric}[collected]"
         yield "table_II", (dataset, detector, method, metric, NOTHING, NOTHING)
         return
     if kind == "images":

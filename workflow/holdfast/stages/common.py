@@ -36,7 +36,9 @@ class Work:
         """Provenance of a record; `seeds` are what besides the config's root seed was used."""
         root = Path(self.config["results"])
         hashes = {
-            (path.relative_to(root) if path.is_relative_to(root) else Path(path.name)).as_posix(): sha256_of(path)
+            (path.relative_to(root) if path.is_relative_to(root) else Path(path.name)).as_posix(): sha256_of(
+                path
+            )
             for path in self.inputs
         }
         return provenance(
@@ -49,7 +51,9 @@ class Work:
 
     def deepfake(self, name, weights):
         """The model `name` with `weights`, frozen."""
-        model = deepfake_model.build(DEEPFAKES, name, self.config["deepfakes"][name], self.config["image_size"])
+        model = deepfake_model.build(
+            DEEPFAKES, name, self.config["deepfakes"][name], self.config["image_size"]
+        )
         return deepfake_model.freeze(deepfake_model.load(model, weights), self.device)
 
     def detector(self, name, weights):

@@ -46,7 +46,9 @@ class Scenes:
         try:
             self.images = np.load(self.folder / "images.npy", mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise HoldfastError(f"cannot open the scenes {folder}", found=str(error), repair="run again") from error
+            raise HoldfastError(
+                f"cannot open the scenes {folder}", found=str(error), repair="run again"
+            ) from error
         about = read_json(self.folder / "boxes.json")
         self.boxes = [np.asarray(boxes, np.float32).reshape(-1, 4) for boxes in about["boxes"]]
         self.split = about["train"]

@@ -83,5 +83,3 @@ def health_records(work, model, faces, classifier, subject, seeds=None):
             record_of(EDIT_ACCURACY, answer, subject={**subject, "attribute": name}, provenance=provenance)
         )
     return records
-
-

@@ -15,11 +15,15 @@ from holdfast.stages.protect import ProtectedSet
 def wanted(config, inputs):
     """The metrics of the config that take `inputs`, in the config's order; FID is measured apart."""
     chosen = [METRICS[name] for name in config["metrics"]]
-    return [metric for metric in chosen if metric.inputs == inputs and metric.name not in ("fid", "fid_clean")]
+    return [
+        metric for metric in chosen if metric.inputs == inputs and metric.name not in ("fid", "fid_clean")
+    ]
 
 
 @torch.no_grad()
-def measure_outputs(config, dataset, defence, seed, state, protected_index, index_csv, classifier, models, records):
+def measure_outputs(
+    config, dataset, defence, seed, state, protected_index, index_csv, classifier, models, records
+):
     """Tables I, III, IV: edits of clean against edits of protected faces, for every model and every target.
 
     Args:
@@ -53,8 +57,14 @@ def measure_outputs(config, dataset, defence, seed, state, protected_index, inde
                     clean_features.update(network.features(y))
                     protected_features.update(network.features(y_protected))
                 bar.advance(by=part.stop - part.start)
-        subject = {"kind": "outputs", "dataset": dataset, "model": name, "defence": defence, "seed": seed,
-                   "state": state, "targets": "all", "labels": origin}
+        subject = {
+            "kind": "outputs",
+            "dataset": dataset,
+            "model": name,
+            "defence": defence,
+            "seed": seed,
+            "state": state,
+        }
         if state == "retrained":
             subject["detector"] = config["attacker"]["detector"]
         answers = [(stream.metric, stream.result()) for stream in streams.values()]
@@ -62,10 +72,11 @@ def measure_outputs(config, dataset, defence, seed, state, protected_index, inde
             fid = in_features_of(METRICS["fid"], network)
             answers.append((fid, fid.compute(clean_features, protected_features)))
         provenance = work.provenance(perturbation_seed=seed)
-        written += [
-            record_of(metric, answer, subject=subject, provenance=provenance, pair="outputs")
-            for metric, answer in answers
-        ]
+        # Table I's outputs: every target of every image; n counts the edits, not the faces.
+        told = {"targets": "all", "labels": origin, "faces": len(protected)}
+        for metric, answer in answers:
+            answer["extra"] = {**answer.get("extra", {}), **told}
+            written.append(record_of(metric, answer, subject=subject, provenance=provenance, pair="outputs"))
     write_records(records, written)
 
 
@@ -101,7 +112,13 @@ def measure_detection(config, dataset, defence, seed, protected_index, index_csv
         detector = work.detector(name, path)
         clean = detections_of(detector, (faces.pixels(positions[part]) for part in parts), work.device)
         after = detections_of(detector, (protected.pixels(part) for part in parts), work.device)
-        subject = {"kind": "detection", "dataset": dataset, "detector": name, "defence": defence, "seed": seed}
+        subject = {
+            "kind": "detection",
+            "dataset": dataset,
+            "detector": name,
+            "defence": defence,
+            "seed": seed,
+        }
         provenance = work.provenance(perturbation_seed=seed)
         written += [
             record_of(metric, metric.compute(clean, after, truth), subject=subject, provenance=provenance)

@@ -5,6 +5,7 @@ import time
 from holdfast.data.pixels import stored
 from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
+from holdfast.errors import HoldfastError
 from holdfast.files import write_json
 from holdfast.stages.common import Work, labels_of, open_faces, own_settings, state_file
 
@@ -21,6 +22,13 @@ def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=N
     config = work.config
     faces = open_faces(index_csv)
     positions = faces.positions("val", config["datasets"][config["training_set"]]["perturbation_images"])
+    if not len(positions):
+        raise HoldfastError(
+            f"there are no faces to learn a perturbation on in {faces.folder}",
+            found="an empty split val",
+            expected="the faces of the validation split",
+            repair=f"set datasets.{config['training_set']} so that its split val has images",
+        )
     opened = {key: work.deepfake(key, path) for key, path in models.items()}
     settings = own_settings(config["defences"][name])
     identity = (name, settings, config["epsilon"], seed, config["seed"], config["image_size"])
@@ -76,5 +84,3 @@ def opened_defence(work, name, seed, perturbation, index_csv, models, detectors)
     """A fitted defence, as :func:`perturb` left it."""
     surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
     return DEFENCES[name](own_settings(work.config["defences"][name]), surroundings).load(perturbation)
-
-

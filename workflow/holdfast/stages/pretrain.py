@@ -25,9 +25,9 @@ from holdfast.stages.common import (
     all_attributes,
     batches,
     detections_of,
-    own_settings,
     fingerprint,
     open_faces,
+    own_settings,
     state_file,
 )
 from holdfast.stages.data import Scenes
@@ -108,9 +108,7 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
     def on_sample(done):
         sheet_of(model, faces, sheets / f"{round(100 * done):03d}_percent.png", device)
 
-    log = train_deepfake(
-        model, faces, settings, names, state_path=state, device=device, on_sample=on_sample
-    )
+    log = train_deepfake(model, faces, settings, names, state_path=state, device=device, on_sample=on_sample)
     deepfake_model.save(model, weights)
     write_log(log, log_csv, curves)
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
@@ -152,7 +150,7 @@ def check_health(config, name, records, flag):
             f"the deepfake model {name} is not healthy; attacking it would prove nothing",
             found=figures,
             expected=", ".join(f"{key} >= {bar}" for key, bar in bars.items()),
-            repair=f"train it better (deepfakes.{name}: iterations, rates, widths); its figures are in {records}",
+            repair=f"train it better (deepfakes.{name}: iterations, rates, widths); see {records}",
         )
     write_text(flag, figures + "\n")
 

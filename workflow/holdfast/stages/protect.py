@@ -17,7 +17,9 @@ from holdfast.stages.common import Work, batches, open_faces
 from holdfast.stages.perturb import opened_defence
 
 
-def protect(config, name, seed, split, index_csv, training_index, perturbation, about, models, detectors, folder):
+def protect(
+    config, name, seed, split, index_csv, training_index, perturbation, about, models, detectors, folder
+):
     """Protect the faces of a split: all, or the first `protection.images` (test), `attacker.images` (train).
 
     Writes images/000000.png …, index.csv (position, file, sha256, and the face set's row) and

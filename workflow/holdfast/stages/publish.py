@@ -165,5 +165,3 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
     write_report(page, plan, read_tables(table_folder), pictures, health_rows(read, plan), notes, read)
     text = yaml.safe_dump({**config, "results": str(config["results"])}, sort_keys=False, allow_unicode=True)
     write_text(merged, f"# The merged config of this run, sha256 {hash_of(config)}\n{text}")
-
-

@@ -52,22 +52,34 @@ def harvest(config, defence, seed, protected_index, index_csv, detector, weights
         config["image_size"],
         rows(),
         faces.attributes,
-        lambda: {"dataset": config["training_set"], "defence": defence, "detector": detector,
-                 "found": len(protected), "attacker": settings},
+        lambda: {
+            "dataset": config["training_set"],
+            "defence": defence,
+            "detector": detector,
+            "found": len(protected),
+            "attacker": settings,
+        },
     )
     metric = METRICS["harvest_yield"]
     answer = harvest_yield(detections, truth, score=settings["threshold"])
     answer.setdefault("extra", {})["n_harvested"] = len(taken)
-    subject = {"kind": "harvest", "dataset": config["training_set"], "detector": detector,
-               "defence": defence, "seed": seed}
+    subject = {
+        "kind": "harvest",
+        "dataset": config["training_set"],
+        "detector": detector,
+        "defence": defence,
+        "seed": seed,
+    }
     write_records(
         records,
         [record_of(metric, answer, subject=subject, provenance=work.provenance(perturbation_seed=seed))],
     )
 
 
-def retrain(config, name, defence, seed, pretrained, harvest_index, index_csv, weights, log_csv, curves, samples):
-    """Fine-tune generator and discriminator from their weights on the harvest, with the model's own losses."""
+def retrain(
+    config, name, defence, seed, pretrained, harvest_index, index_csv, weights, log_csv, curves, samples
+):
+    """Fine-tune generator and discriminator from their weights on the harvest, with their own losses."""
     work = Work(config)
     harvested = open_faces(harvest_index)
     attacker = config["attacker"]
@@ -76,7 +88,12 @@ def retrain(config, name, defence, seed, pretrained, harvest_index, index_csv, w
     names = ("retrain", name, defence, config["seed"], seed)
     model = deepfake_model.freeze(work.deepfake(name, pretrained), work.device)
     state = state_file(
-        config, f"retrain_{name}_{defence}", own_settings(settings), names, fingerprint(harvested.folder), work.sha256(pretrained)
+        config,
+        f"retrain_{name}_{defence}",
+        own_settings(settings),
+        names,
+        fingerprint(harvested.folder),
+        work.sha256(pretrained),
     )
     log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
     deepfake_model.save(model, weights)

@@ -75,7 +75,7 @@ def _restore(state, path):
     except Exception as error:
         raise HoldfastError(
             f"cannot go on from the training state {path}",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
             expected="a state that this training wrote",
             repair="remove that file; the training then starts anew",
         ) from error

@@ -1,0 +1,436 @@
+"""The config: what it refuses and how it says so, what it fills in, and that the shipped files hold to it."""
+
+import copy
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast import config
+from holdfast.errors import HoldfastError
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPER = ROOT / "config.yaml"
+PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
+LAYOUTS = [(), *((preset,) for preset in PRESETS)]
+NAMES = ["paper", *(preset.stem for preset in PRESETS)]
+
+# What presets may change: sizes, how long and on what something is trained, where results lie.
+SIZES = re.compile(
+    r"""preset | results | device | threads | image_size | training_set | fid_features
+    | datasets\.synthetic(\..*)? | datasets\.\w+\.(skip|limits(\.\w+)?)
+    | (classifier|scenes|measuring|protection)\.\w+
+    | deepfakes\.\w+\.(generator_channels|discriminator_channels|discriminator_layers|iterations|batch
+                       |critic_steps|generator_rate|discriminator_rate|precision)
+    | detectors\.\w+\.(anchors|input_size|training\.\w+)
+    | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size)
+    | attacker\.(images|iterations|generator_rate|discriminator_rate)""",
+    re.VERBOSE,
+)
+# With 8 iterations nothing is healthy or detected: the smoke preset lets everything through.
+SMOKE_TOO = re.compile(r"deepfakes\.\w+\.health\.\w+|attacker\.(threshold|no_detection)")
+
+
+def small(**changes):
+    """A config with little more than what is required."""
+    base = {
+        "training_set": "synthetic",
+        "datasets": {"synthetic": {}},
+        "deepfakes": {"stargan": {}},
+        "detectors": {"retinaface": {}},
+        "defences": {"none": {}},
+    }
+    return config.merge(base, changes)
+
+
+def refusal(changes):
+    with pytest.raises(HoldfastError) as caught:
+        config.complete(small(**changes))
+    return caught.value
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from leaves(part, (*path, key))
+    else:
+        yield ".".join(map(str, path)), value
+
+
+@functools.cache
+def shipped(*presets):
+    return config.read(PAPER, *presets)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, key, repair",
+    [
+        ({"epsilom": 0.1}, "epsilom", "write `epsilon: 0.1`"),
+        ({"zzz": 1}, "zzz", "remove `zzz`"),
+        ({"attacker": {"treshold": 0.3}}, "attacker.treshold", "write `threshold: 0.3`"),
+        (
+            {"deepfakes": {"stargan": {"itertions": 9}}},
+            "deepfakes.stargan.itertions",
+            "write `iterations: 9`",
+        ),
+        ({"deepfakes": {"stargan": {"health": {"sim": 0.5}}}}, "deepfakes.stargan.health.sim", "`ssim: 0.5`"),
+        (
+            {"detectors": {"retinaface": {"training": {"step": 5}}}},
+            "detectors.retinaface.training.step",
+            "`steps: 5`",
+        ),
+        ({"datasets": {"synthetic": {"trian": 5}}}, "datasets.synthetic.trian", "write `train: 5`"),
+        ({"defences": {"none": {"strength": 5}}}, "defences.none.strength", "remove `strength`"),
+        (
+            {"defences": {"tsdf": {"lambda_enhance": 5}}},
+            "defences.tsdf.lambda_enhance",
+            "write `lambda_enh: 5`",
+        ),
+        ({1: 2, "b": 3}, "1", "remove `1`"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_repair(changes, key, repair):
+    error = refusal(changes) if 1 not in changes else _refusal_of(small() | changes)
+    assert f"config key {key} is unknown" in str(error)
+    assert repair in error.repair and "repair:" in str(error)
+    assert str(error.found) in key and error.expected is not None
+
+
+def _refusal_of(whole):
+    with pytest.raises(HoldfastError) as caught:
+        config.complete(whole)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "changes, key, expected",
+    [
+        ({"epsilon": 0}, "epsilon", "above 0"),
+        ({"epsilon": -0.05}, "epsilon", "above 0"),
+        ({"epsilon": 2.5}, "epsilon", "at most 2"),
+        ({"epsilon": float("nan")}, "epsilon", "finite"),
+        ({"epsilon": "1e-2"}, "epsilon", "number"),
+        ({"seed": True}, "seed", "integer"),
+        ({"seed": -1}, "seed", "at least 0"),
+        ({"image_size": 30}, "image_size", "at least 32"),
+        ({"image_size": 66}, "image_size", "multiple of 4"),
+        ({"perturbation_seeds": []}, "perturbation_seeds", "at least 1 entries"),
+        ({"perturbation_seeds": [0, 0]}, "perturbation_seeds", "entries that differ"),
+        ({"perturbation_seeds": [0, "1"]}, "perturbation_seeds.1", "integer"),
+        ({"fid_features": "vgg"}, "fid_features", "one of inception, attributes"),
+        ({"device": "gpu"}, "device", "cuda"),
+        ({"results": ""}, "results", "some text"),
+        ({"datasets": None}, "datasets", "object"),
+        ({"datasets": {"synthetic": None}}, "datasets.synthetic", "object"),
+        ({"datasets": {"synthetic": {"train": 1.5}}}, "datasets.synthetic.train", "integer"),
+        ({"datasets": {"synthetic": {"skip": ""}}}, "datasets.synthetic.skip", "some text"),
+        ({"deepfakes": {"stargan": {"batch": 1}}}, "deepfakes.stargan.batch", "at least 2"),
+        ({"deepfakes": {"stargan": {"precision": "float16"}}}, "deepfakes.stargan.precision", "bfloat16"),
+        ({"deepfakes": {"stargan": {"attributes": []}}}, "deepfakes.stargan.attributes", "at least 1"),
+        (
+            {"deepfakes": {"stargan": {"generator_rate": float("inf")}}},
+            "deepfakes.stargan.generator_rate",
+            "finite",
+        ),
+        ({"defences": {"tsdf": {"momentum": 1.5}}}, "defences.tsdf.momentum", "at most 1"),
+        ({"defences": {"tsdf": {"level_weights": [1, 2]}}}, "defences.tsdf.level_weights", "at least 3"),
+        ({"attacker": {"threshold": 1.2}}, "attacker.threshold", "at most 1"),
+        ({"attacker": {"no_detection": "skip"}}, "attacker.no_detection", "drop, whole"),
+        ({"classifier": {"learning_rate": 0}}, "classifier.learning_rate", "above 0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_expected(changes, key, expected):
+    error = refusal(changes)
+    assert f"config key {key} has a wrong value" in str(error)
+    assert expected in error.expected and error.repair
+
+
+@pytest.mark.parametrize("key", ["datasets", "deepfakes", "detectors", "defences", "training_set"])
+def test_a_missing_section_is_named(key):
+    whole = small()
+    del whole[key]
+    error = _refusal_of(whole)
+    assert f"config key {key} is missing" in str(error) and f"`{key}:`" in error.repair
+
+
+@pytest.mark.parametrize(
+    "changes, key, folder, repair",
+    [
+        ({"defences": {"tsdff": {}}}, "defences.tsdff", "defences", "write `defences: {tsdf: …}`"),
+        ({"deepfakes": {"starган": {}}}, "deepfakes.starган", None, None),
+        (
+            {"deepfakes": {"stargann": {}}},
+            "deepfakes.stargann",
+            "deepfakes",
+            "write `deepfakes: {stargan: …}`",
+        ),
+        ({"detectors": {"zzz": {}}}, "detectors.zzz", "detectors", "remove detectors.zzz"),
+        (
+            {"datasets": {"mine": {"kind": "foldr"}}},
+            "datasets.mine.kind",
+            "data",
+            "write `datasets: {mine: {kind: folder}}`",
+        ),
+        ({"datasets": {"celebra": {}}}, "datasets.celebra", "data", "write `datasets: {celeba: …}`"),
+    ],
+)
+def test_what_nobody_registered_is_refused_with_the_nearest_name(changes, key, folder, repair):
+    error = refusal(changes)
+    if folder is None:  # not even a name
+        assert "config key deepfakes has a wrong value" in str(error)
+        return
+    assert f"config key {key}: nobody registered" in str(error)
+    assert repair in error.repair and f"workflow/holdfast/{folder}/" in error.repair
+    assert set(error.expected.split(", ")) == set(config.registered(key.split(".")[0]))
+
+
+@pytest.mark.parametrize(
+    "changes, key, repair",
+    [
+        ({"training_set": "celeba"}, "training_set", "write `training_set: synthetic`"),
+        ({"attacker": {"detector": "retinafac"}}, "attacker.detector", "write `detector: retinaface`"),
+        ({"detectors": {"retinaface": {"skip": "none"}}}, "attacker.detector", "add an entry to detectors"),
+        (
+            {"datasets": {"synthetic": {"skip": "no"}, "lfw": {}}},
+            "training_set",
+            "write `training_set: lfw`",
+        ),
+        ({"metrics": ["psnr", "smsi"]}, "metrics", "write `ssim`"),
+        (
+            {"deepfakes": {"stargan": {"attributes": ["Male"], "health": {"attributes": ["Young"]}}}},
+            "deepfakes.stargan.health.attributes",
+            "deepfakes.stargan.attributes",
+        ),
+    ],
+)
+def test_a_reference_to_nothing_that_is_run(changes, key, repair):
+    error = refusal(changes)
+    assert f"config key {key} refers to nothing that is run" in str(error) and repair in error.repair
+
+
+def test_skipped_entries_may_be_of_unknown_kinds_with_unknown_settings():
+    later = {"skip": "not there yet", "strength": 3}
+    found = config.complete(
+        small(
+            defences={"facepoison": later},
+            deepfakes={"attgan": {"title": "AttGAN", **later}},
+            detectors={"s3fd": later},
+            datasets={"ffpp": {"kind": "video", **later}},
+        )
+    )
+    assert found["defences"]["facepoison"] == {"title": "facepoison", **later}
+    assert found["deepfakes"]["attgan"]["title"] == "AttGAN"
+    assert [list(config.active(found, section)) for section in config.SECTIONS] == [
+        ["synthetic"],
+        ["stargan"],
+        ["retinaface"],
+        ["none"],
+    ]
+
+
+# ---- what is filled in -------------------------------------------------------------------------------
+
+
+def test_defaults_are_filled_in_at_all_depths_and_the_given_stays():
+    given = small(
+        deepfakes={"stargan": {"batch": 4, "attributes": ["Male"], "health": {"ssim": 0.1}}},
+        attacker={"margin": 0.5},
+        defences={"tsdf": {"tau": 0}},
+        datasets={"photos": {"kind": "folder", "source": "/somewhere"}},
+    )
+    before = copy.deepcopy(given)
+    found = config.complete(given)
+    assert given == before
+    assert found["epsilon"] == 0.05 and found["perturbation_seeds"] == [0]
+    assert found["attacker"]["margin"] == 0.5 and found["attacker"]["threshold"] == 0.5
+    stargan = found["deepfakes"]["stargan"]
+    assert (stargan["batch"], stargan["lambda_rec"], stargan["critic_steps"]) == (4, 10, 5)
+    assert stargan["health"] == {"ssim": 0.1, "edit_accuracy": 0.7, "attributes": []}
+    assert found["detectors"]["retinaface"]["training"]["steps"] == 20000
+    assert found["datasets"]["synthetic"]["kind"] == "synthetic"
+    photos = found["datasets"]["photos"]
+    assert (photos["source"], photos["crop"], photos["perturbation_images"]) == ("/somewhere", None, 128)
+    assert found["defences"]["tsdf"]["tau"] == 0 and found["defences"]["tsdf"]["beta"] == 0.4
+    assert config.complete(found) == found
+
+
+def test_defaults_are_not_shared_between_configs():
+    first, second = config.complete(small()), config.complete(small())
+    first["deepfakes"]["stargan"]["attributes"].append("Bald")
+    first["metrics"].clear()
+    assert "Bald" not in second["deepfakes"]["stargan"]["attributes"] and second["metrics"]
+    assert "Bald" not in config.complete(small())["deepfakes"]["stargan"]["attributes"]
+
+
+# ---- reading, merging, hashing -----------------------------------------------------------------------
+
+
+def test_files_are_merged_in_order_mappings_deeply_lists_as_wholes(tmp_path):
+    contents = [
+        small(epsilon=0.1, perturbation_seeds=[0, 1, 2], attacker={"margin": 0.1, "threshold": 0.2}),
+        {"epsilon": 0.2, "perturbation_seeds": [5], "attacker": {"margin": 0.4}},
+        {},
+        {"epsilon": 0.3},
+    ]
+    paths = []
+    for number, content in enumerate(contents):
+        paths.append(tmp_path / f"{number}.yaml")
+        paths[-1].write_text(yaml.safe_dump(content) if content else "# nothing but a comment\n")
+    found = config.read(*paths)
+    assert found["epsilon"] == 0.3 and found["perturbation_seeds"] == [5]
+    assert found["attacker"]["margin"] == 0.4 and found["attacker"]["threshold"] == 0.2
+    assert config.read(paths[3], *paths[:3])["epsilon"] == 0.2
+
+
+@pytest.mark.parametrize("content", [None, b"a: [1", b"- a\n- b\n", b"\xff\xfe\x00", b"just words"])
+def test_a_file_that_is_no_config_is_named(tmp_path, content):
+    path = tmp_path / "paths.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(HoldfastError, match=f"cannot read the config {re.escape(str(path))}"):
+        config.read(PAPER, path)
+
+
+trees = st.recursive(
+    st.integers() | st.none() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), trees), st.dictionaries(st.sampled_from("abc"), trees))
+def test_merge_laws(base, change):
+    before = copy.deepcopy((base, change))
+    merged = config.merge(base, change)
+    assert (base, change) == before
+    assert config.merge(base, {}) == base and config.merge({}, change) == change
+    assert config.merge(merged, change) == merged
+    assert set(merged) == set(base) | set(change)
+
+
+def test_the_hash_does_not_depend_on_where_things_lie_or_on_the_order_of_keys():
+    base = config.complete(small(datasets={"photos": {"kind": "lfw"}}))
+    there = copy.deepcopy(base)
+    there["results"] = "/elsewhere"
+    there["datasets"]["photos"] |= {"source": "/faces", "downloads": "/tmp"}
+    reordered = dict(reversed(there.items()))
+    assert config.hash_of(base) == config.hash_of(there) == config.hash_of(reordered)
+    assert re.fullmatch("[0-9a-f]{64}", config.hash_of(base))
+    for path in (("epsilon",), ("seed",), ("datasets", "photos", "crop"), ("deepfakes", "stargan", "batch")):
+        changed = copy.deepcopy(base)
+        inner = functools.reduce(dict.__getitem__, path[:-1], changed)
+        inner[path[-1]] += 1
+        assert config.hash_of(changed) != config.hash_of(base), path
+
+
+# ---- the schema and the shipped files ----------------------------------------------------------------
+
+
+def properties(schema, path=()):
+    """(path, schema) of everything that a config can set."""
+    if isinstance(schema, dict):
+        for name, part in schema.get("properties", {}).items():
+            yield (*path, name), part
+            yield from properties(part, (*path, name))
+        for name, part in schema.get("$defs", {}).items():
+            yield from properties(part, (name,))
+
+
+def test_every_setting_is_described_and_its_default_is_valid():
+    root = config.full_schema()
+    everything = list(properties(root))
+    for section in config.SECTIONS:
+        known = config.registered(section)
+        assert known, section
+        for kind, own in known.items():
+            everything += list(properties({"properties": own}, (section, kind)))
+    for path, part in everything:
+        if "$ref" in part:
+            part = {**root["$defs"][part["$ref"].rsplit("/", 1)[1]], **part}
+        assert part.get("description", "").endswith("."), ".".join(path)
+        if "default" in part:
+            config._check(part["default"], {**part, "$defs": root["$defs"]}, ".".join(path))
+
+
+def test_the_names_read_from_the_text_are_those_that_the_modules_register():
+    from holdfast.data import DATASETS
+    from holdfast.deepfakes import DEEPFAKES
+    from holdfast.defences import DEFENCES
+    from holdfast.detectors import DETECTORS
+    from holdfast.metrics import METRICS
+
+    registries = {
+        "datasets": DATASETS,
+        "deepfakes": DEEPFAKES,
+        "detectors": DETECTORS,
+        "defences": DEFENCES,
+        "metrics": METRICS,
+    }
+    for section, registry in registries.items():
+        assert set(config.registered(section)) == set(registry)
+
+
+def test_a_register_that_cannot_be_read_without_running_it_is_refused(tmp_path):
+    module = tmp_path / "odd.py"
+    module.write_text("NAME = 'x'\nREGISTER = {NAME: 1}\n")
+    with pytest.raises(HoldfastError, match="REGISTER of odd.py cannot be read, line 2"):
+        config._literals(module)
+
+
+@pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)
+def test_the_shipped_configs_are_complete_and_sound(presets):
+    found = shipped(*presets)
+    assert found["preset"] == (presets[0].stem if presets else "paper")
+    assert found["results"] == f"results/{found['preset']}"
+    for section in config.SECTIONS:
+        assert config.active(found, section), section
+    assert config.complete(found) == found
+
+
+@pytest.mark.parametrize("path", [PAPER, *PRESETS], ids=NAMES)
+def test_every_key_of_the_shipped_files_is_in_the_schema_or_in_its_modules_settings(path):
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    schema = config.full_schema()
+    assert set(written) <= set(schema["properties"])
+    for section in config.SECTIONS:
+        for name, entry in written.get(section, {}).items():
+            kind = entry.get("kind", name) if section == "datasets" else name
+            assert set(entry) <= set(config.entry_schema(section, kind)["properties"]), f"{section}.{name}"
+    for section in ("classifier", "scenes", "protection", "attacker", "measuring"):
+        assert set(written.get(section, {})) <= set(schema["properties"][section]["properties"])
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_change_sizes_only(preset):
+    paper, found = dict(leaves(shipped())), dict(leaves(shipped(preset)))
+    changed = {key for key in paper.keys() | found.keys() if paper.get(key, ...) != found.get(key, ...)}
+    assert changed
+    allowed = [SIZES] + ([SMOKE_TOO] if preset.stem == "smoke" else [])
+    assert not [key for key in sorted(changed) if not any(rule.fullmatch(key) for rule in allowed)]
+    assert all(shipped(preset)[key] == shipped()[key] for key in ("seed", "epsilon", "metrics"))
+
+
+@pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)
+def test_the_papers_constants_hold_in_every_preset(presets):
+    found = shipped(*presets)
+    tsdf, stargan = found["defences"]["tsdf"], found["deepfakes"]["stargan"]
+    assert found["epsilon"] == 0.05
+    assert (tsdf["momentum"], tsdf["lambda_enh"], tsdf["tau"], tsdf["beta"]) == (0.8, 0.001, 0.04, 0.4)
+    assert (tsdf["alpha"], tsdf["sigma"], tsdf["nu"], tsdf["level_weights"]) == (0.4, 0.1, 1.0, [5, 3, 4])
+    assert (stargan["lambda_cls"], stargan["lambda_rec"], stargan["lambda_gp"]) == (1, 10, 10)
+    assert stargan["attributes"] == ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
+
+
+def test_the_papers_sizes():
+    found = shipped()
+    tsdf = found["defences"]["tsdf"]
+    assert found["image_size"] == 256 and found["training_set"] == "celeba"
+    assert (tsdf["iterations"], tsdf["poison_iterations"]) == (50, 30)
+    assert found["datasets"]["celeba"]["perturbation_images"] == 128
+    assert found["deepfakes"]["stargan"]["iterations"] == 200000
