@@ -10,8 +10,8 @@ import difflib
 import functools
 import hashlib
 import json
-import os
 import math
+import os
 from pathlib import Path
 
 import jsonschema
