@@ -32,7 +32,9 @@ if Path("paths.yaml").exists():
 
 
 try:
-    config.update(settings.complete(config))
+    completed = settings.complete(config, order=HERE / "config.yaml")
+    config.clear()
+    config.update(completed)
 except HoldfastError as error:
     sys.exit(f"\nError in the config: {error}\n")
 

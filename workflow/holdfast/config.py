@@ -97,8 +97,12 @@ def entry_schema(section, entry_kind):
     }
 
 
-def complete(config):
+def complete(config, order=None):
     """The config with all defaults filled in.
+
+    Args:
+        config: what the files amount to.
+        order: path of a YAML file whose order of keys the result takes (Snakemake puts a preset's first).
 
     Raises:
         HoldfastError: an unknown key, a wrong type, a value out of range, a name that nobody
@@ -106,6 +110,8 @@ def complete(config):
     """
     schema = full_schema()
     config = copy.deepcopy(dict(config))
+    if order is not None:
+        config = ordered_like(yaml.safe_load(Path(order).read_text(encoding="utf-8")), config)
     _check(config, schema, "")
     config = _with_defaults(config, schema, schema)
     for section in SECTIONS:
@@ -290,10 +296,14 @@ def read(*paths):
     for path in paths:
         try:
             part = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise HoldfastError(
                 f"cannot read the config {path}", found=str(error), expected="a YAML file"
             ) from error
+        if not isinstance(part, dict):
+            raise HoldfastError(
+                f"cannot read the config {path}", found=_yaml(part), expected="a YAML file of `key: value`"
+            )
         merged = merge(merged, part)
     return complete(merged)
 
@@ -303,6 +313,14 @@ def merge(base, change):
     if not (isinstance(base, dict) and isinstance(change, dict)):
         return change
     return {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
+
+
+def ordered_like(reference, value):
+    """`value` with the keys of `reference` first and in its order, deeply: the order of rows in tables."""
+    if not (isinstance(reference, dict) and isinstance(value, dict)):
+        return value
+    names = [name for name in reference if name in value] + [name for name in value if name not in reference]
+    return {name: ordered_like(reference.get(name), value[name]) for name in names}
 
 
 def digest(value):

@@ -1,4 +1,7 @@
-"""Files that are either whole or absent: write to a temporary name in the same folder, then rename."""
+"""Files that are either whole or absent: write to a temporary name in the same folder, then rename.
+
+One writer a path at a time, which the workflow sees to: a writer removes what a killed one left behind.
+"""
 
 import contextlib
 import errno
@@ -46,6 +49,8 @@ def writing(path):
     path = Path(path)
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # of a writer that was killed
+            leftover.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
@@ -65,6 +70,8 @@ def writing_folder(path):
     path = Path(path)
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{path.name}.*"):  # of a writer that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
             yield temporary

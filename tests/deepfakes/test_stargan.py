@@ -1,0 +1,277 @@
+"""StarGAN: the published network to the parameter, its edits, its losses in closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.deepfakes import DEEPFAKES
+from holdfast.deepfakes.stargan import SETTINGS, StarGAN, attribute_loss
+from holdfast.errors import HoldfastError
+
+PUBLISHED = {key: setting["default"] for key, setting in SETTINGS.items()}
+
+
+def published(size):
+    """The published network without memory: shapes only."""
+    with torch.device("meta"):
+        return StarGAN(PUBLISHED, size)
+
+
+def shapes(network):
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def norm(layer, channels):
+    return {
+        f"{layer}.weight": (channels,),
+        f"{layer}.bias": (channels,),
+        f"{layer}.running_mean": (channels,),
+        f"{layer}.running_var": (channels,),
+        f"{layer}.num_batches_tracked": (),
+    }
+
+
+def with_kept_state(model):
+    return {
+        f"{part}.{key}": value.clone()
+        for part, network in model.networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("size, discriminator", [(128, 44_762_048), (256, 44_884_928)])
+def test_parameter_counts_are_those_of_the_public_networks(size, discriminator):
+    model = published(size)
+    assert sum(p.numel() for p in model.generator.parameters()) == 8_430_528
+    assert sum(p.numel() for p in model.discriminator.parameters()) == discriminator
+
+
+def test_generator_has_the_keys_of_the_public_checkpoints():
+    expected = {"main.0.weight": (64, 8, 7, 7), **norm("main.1", 64)}
+    expected |= {"main.3.weight": (128, 64, 4, 4), **norm("main.4", 128)}
+    expected |= {"main.6.weight": (256, 128, 4, 4), **norm("main.7", 256)}
+    for block in range(9, 15):
+        for conv, normalisation in ((0, 1), (3, 4)):
+            expected[f"main.{block}.main.{conv}.weight"] = (256, 256, 3, 3)
+            expected |= norm(f"main.{block}.main.{normalisation}", 256)
+    expected |= {"main.15.weight": (256, 128, 4, 4), **norm("main.16", 128)}
+    expected |= {"main.18.weight": (128, 64, 4, 4), **norm("main.19", 64)}
+    expected["main.21.weight"] = (3, 64, 7, 7)
+    assert shapes(published(256).generator) == expected
+
+
+@pytest.mark.parametrize("size, kernel", [(128, 2), (256, 4)])
+def test_discriminator_has_the_keys_of_the_public_checkpoints(size, kernel):
+    expected, width = {"main.0.weight": (64, 3, 4, 4), "main.0.bias": (64,)}, 64
+    for layer in range(2, 12, 2):
+        expected[f"main.{layer}.weight"] = (2 * width, width, 4, 4)
+        expected[f"main.{layer}.bias"] = (2 * width,)
+        width *= 2
+    expected |= {"conv1.weight": (1, 2048, 3, 3), "conv2.weight": (5, 2048, kernel, kernel)}
+    assert shapes(published(size).discriminator) == expected
+
+
+def test_shapes_at_the_published_size():
+    model = published(256)
+    x, labels = torch.empty(2, 3, 256, 256, device="meta"), torch.empty(2, 5, device="meta")
+    assert model.features(x, labels).shape == (2, 256, 64, 64)
+    assert model.edits(x, labels).shape == (2, 5, 3, 256, 256)
+    realness, logits = model.discriminator(x)
+    assert realness.shape == (2, 1, 4, 4) and logits.shape == (2, 5)
+
+
+def test_features_are_what_the_decoder_gets(tiny):
+    model = tiny(generator_channels=64)
+    x, labels = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([[1.0, 0], [0, 1]])
+    with torch.no_grad():
+        features = model.features(x, labels)
+        assert features.shape == (2, 256, 4, 4)
+        decoder = model.generator.main[model.generator.trunk_length :]
+        assert isinstance(decoder[0], nn.ConvTranspose2d) and isinstance(decoder[-1], nn.Tanh)
+        # All six residual blocks and nothing behind them.
+        assert torch.equal(decoder(features), model.edit(x, labels))
+
+
+def test_features_do_not_touch_the_decoder(tiny):
+    model = tiny()
+    x, labels = torch.rand(2, 3, 16, 16), torch.zeros(2, 2)
+    before = model.features(x, labels)
+    with torch.no_grad():
+        for parameter in model.generator.main[model.generator.trunk_length :].parameters():
+            parameter.fill_(float("nan"))
+    assert torch.equal(model.features(x, labels), before)
+    assert model.edit(x, labels).isnan().all()
+    assert not torch.equal(model.features(x, 1 - labels), before)
+
+
+def test_targets_replace_the_hair_and_flip_the_rest():
+    model = published(128)
+    #                         black blond brown male young
+    labels = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
+    before = labels.clone()
+    targets = model.targets(labels)
+    assert model.target_names == PUBLISHED["attributes"] and torch.equal(labels, before)
+    expected = [
+        [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]],
+        [[0, 1, 0, 1, 0], [0, 1, 0, 0, 1]],
+        [[0, 0, 1, 1, 0], [0, 0, 1, 0, 1]],
+        [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1]],
+        [[1, 0, 0, 1, 1], [0, 0, 0, 0, 0]],
+    ]
+    assert torch.equal(targets, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_targets_in_another_order_and_with_one_hair_colour_only():
+    with torch.device("meta"):
+        model = StarGAN(PUBLISHED | {"attributes": ["Young", "Brown_Hair", "Bald"]}, 64)
+    targets = model.targets(torch.tensor([[0.0, 1, 0]]))
+    assert targets.tolist() == [[[1, 1, 0]], [[0, 1, 0]], [[0, 1, 1]]]
+
+
+def test_edits_are_the_single_edits_side_by_side(tiny):
+    model = tiny()
+    x, labels = torch.rand(3, 3, 16, 16) * 2 - 1, torch.tensor([[0.0, 1], [1, 1], [0, 0]])
+    with torch.no_grad():
+        edits = model.edits(x, labels)
+        assert edits.shape == (3, 2, 3, 16, 16) and edits.abs().max() <= 1
+        for number, target in enumerate(model.targets(labels)):
+            assert torch.equal(edits[:, number], model.edit(x, target))
+        # Every image has its own statistics: its neighbours in the batch do not matter.
+        assert torch.allclose(model.edits(x[:1], labels[:1]), edits[:1], atol=1e-5)
+
+
+def test_running_statistics_never_change(tiny):
+    model = tiny()
+    before = with_kept_state(model)
+    x, labels = torch.rand(4, 3, 16, 16) * 2 - 1, torch.zeros(4, 2)
+    for mode in (True, False):
+        for network in model.networks.values():
+            network.train(mode)
+        with torch.no_grad():
+            model.edits(x, labels)
+        model.generator_loss(x, labels, 1 - labels)
+        model.discriminator_loss(x, labels, 1 - labels, torch.rand(4, 1, 1, 1))
+    after = with_kept_state(model)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    running = [key for key in before if "running_mean" in key]
+    assert running and all((after[key] == 0).all() for key in running)
+
+
+def test_training_and_evaluation_give_the_same_images(tiny):
+    model, x, labels = tiny(), torch.rand(2, 3, 16, 16), torch.zeros(2, 2)
+    with torch.no_grad():
+        model.generator.train()
+        in_training = model.edit(x, labels)
+        model.generator.eval()
+        assert torch.equal(model.edit(x, labels), in_training)
+
+
+class Linear(nn.Module):
+    """A critic whose gradient is its weight, whatever the image: the penalty is (|w| - 1)^2."""
+
+    def __init__(self, norm, size=16):
+        super().__init__()
+        direction = torch.randn(1, 3 * size * size, generator=torch.Generator().manual_seed(1))
+        self.weight = nn.Parameter(norm * direction / direction.norm())
+
+    def forward(self, x):
+        score = x.flatten(1) @ self.weight.T
+        return score[:, :, None, None], score.expand(-1, 2) * 0
+
+
+@pytest.mark.parametrize("norm", [0.25, 1.0, 3.0])
+def test_discriminator_loss_against_its_closed_form(tiny, norm):
+    model = tiny(lambda_gp=10, lambda_cls=2)
+    model.discriminator = Linear(norm)
+    x, labels = torch.rand(4, 3, 16, 16) * 2 - 1, torch.tensor([[0.0, 1]] * 4)
+    total, shown = model.discriminator_loss(x, labels, 1 - labels, torch.rand(4, 1, 1, 1))
+    with torch.no_grad():
+        score = model.discriminator.weight @ (model.edit(x, 1 - labels) - x).flatten(1).T
+    assert shown["d_gp"] == pytest.approx((norm - 1) ** 2, abs=1e-5)
+    assert shown["d_adv"] == pytest.approx(score.mean().item(), abs=1e-5)
+    assert shown["d_cls"] == pytest.approx(2 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
+    expected = shown["d_adv"] + 10 * shown["d_gp"] + 2 * shown["d_cls"]
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    # The penalty's own gradient: 2 lambda (|w| - 1) w / |w|; what is left is the adversarial term's.
+    total.backward()
+    weight = model.discriminator.weight
+    with torch.no_grad():
+        adversarial = (model.edit(x, 1 - labels) - x).flatten(1).mean(dim=0)
+        penalty = 20 * (norm - 1) * weight / norm
+    assert torch.allclose(weight.grad, adversarial + penalty, atol=1e-4)
+
+
+def test_the_penalty_is_taken_between_the_images(tiny):
+    class Squared(nn.Module):
+        def forward(self, x):
+            return x.square().flatten(1).sum(1)[:, None, None, None] / 2, x.flatten(1)[:, :2]
+
+    model = tiny()
+    model.discriminator = Squared()  # its gradient at an image is the image itself
+    x, labels = torch.rand(3, 3, 16, 16) * 2 - 1, torch.zeros(3, 2)
+    mix = torch.tensor([0.0, 0.3, 1.0])[:, None, None, None]
+    _, shown = model.discriminator_loss(x, labels, labels, mix)
+    with torch.no_grad():
+        between = mix * x + (1 - mix) * model.edit(x, labels)
+    expected = (between.flatten(1).norm(dim=1) - 1).square().mean().item()
+    assert shown["d_gp"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_generator_loss_against_its_parts(tiny):
+    model = tiny(lambda_rec=7, lambda_cls=3)
+    x, labels, target = torch.rand(3, 3, 16, 16), torch.zeros(3, 2), torch.ones(3, 2)
+    total, shown = model.generator_loss(x, labels, target)
+    with torch.no_grad():
+        fake = model.edit(x, target)
+        realness, logits = model.discriminator(fake)
+        back = model.edit(fake, labels)
+    assert shown["g_adv"] == pytest.approx(-realness.mean().item(), abs=1e-6)
+    assert shown["g_cls"] == pytest.approx(attribute_loss(logits, target).item(), rel=1e-5)
+    assert shown["g_rec"] == pytest.approx((x - back).abs().mean().item(), rel=1e-5)
+    expected = shown["g_adv"] + 3 * shown["g_cls"] + 7 * shown["g_rec"]
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_classification_sums_over_attributes_and_averages_over_images():
+    logits, labels = torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), torch.tensor([[1.0, 1], [1, 0]])
+    terms = torch.log1p(torch.exp(-torch.tensor([0.0, 2.0, -1.0, 0.0])))
+    assert attribute_loss(logits, labels).item() == pytest.approx(terms.sum().item() / 2, rel=1e-6)
+
+
+def test_each_loss_reaches_its_own_network(tiny):
+    model = tiny()
+    x, labels = torch.rand(2, 3, 16, 16), torch.zeros(2, 2)
+    model.discriminator_loss(x, labels, 1 - labels, torch.rand(2, 1, 1, 1))[0].backward()
+    assert all(p.grad is None for p in model.generator.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.discriminator.parameters())
+    model.discriminator.requires_grad_(False).zero_grad()
+    model.generator_loss(x, labels, 1 - labels)[0].backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.generator.parameters())
+    assert all(p.grad is None for p in model.discriminator.parameters())
+
+
+def test_the_attack_sees_gradients_of_the_image(tiny):
+    model = tiny()
+    x = torch.rand(1, 3, 16, 16).requires_grad_(True)
+    model.features(x, torch.zeros(1, 2)).square().sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("size, layers", [(30, 3), (8, 4), (62, 5)])
+def test_an_image_size_that_does_not_fit(tiny, size, layers):
+    with pytest.raises(HoldfastError, match=f"does not fit images of {size} px") as caught:
+        tiny(size, discriminator_layers=layers)
+    assert str(2**layers) in caught.value.expected and "discriminator_layers" in caught.value.repair
+
+
+@pytest.mark.parametrize("size, layers", [(8, 3), (36, 5), (100, 6)])
+def test_sizes_that_are_no_power_of_two(tiny, size, layers):
+    model = tiny(size, discriminator_layers=layers, discriminator_channels=1)
+    x = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        assert model.edit(x, torch.zeros(2, 2)).shape == x.shape
+        assert model.discriminator(x)[1].shape == (2, 2)
+
+
+def test_it_is_registered():
+    assert DEEPFAKES["stargan"] is StarGAN and StarGAN.title == "StarGAN"

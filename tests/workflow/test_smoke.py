@@ -1,0 +1,150 @@
+"""The whole DAG with the smoke preset: every rule, twice, and once killed on the way."""
+
+import csv
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+
+from holdfast.records import read_records
+
+RULES = "data pretrain perturb protect retrain measure publish"
+
+
+def test_every_rule_ran(smoke):
+    rules = set()
+    for stage in RULES.split():
+        text = (smoke.folder / f"workflow/rules/{stage}.smk").read_text()
+        rules |= set(re.findall(r"^rule (\w+):", text, re.M))
+    logged = {path.name.removesuffix(".log") for path in (smoke.results / "logs").iterdir()}
+    assert rules == logged
+
+
+def test_tables_have_no_blank_cell_and_measured_cells_come_from_records(smoke):
+    values = [record["value"] for record in read_records(sorted(smoke.results.glob("records/**/*.jsonl")))]
+    known = {f"{value:.6g}" for value in values if value is not None}
+    names = set()
+    for path in sorted((smoke.results / "tables").glob("*.csv")):
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        names.add(path.stem)
+        assert rows
+        for row in rows:
+            assert all(cell.strip() for cell in row.values()), (path.name, row)
+            if row["measured"] == "not measured":
+                assert row["why"] != "-", (path.name, row)
+            elif row["subject"] not in ("Avg", "StarGAN+AttGAN"):
+                assert f"{float(row['measured']):.6g}" in known, (path.name, row)
+    assert names == {f"table_{number}" for number in ("I", "II", "III", "IV", "V", "VI")}
+
+
+def test_what_was_measured_is_what_was_stored(smoke):
+    folder = smoke.results / "protected/synthetic/tsdf/0/test"
+    assert len(list((folder / "images").glob("*.png"))) == 12
+    assert (folder / "perturbation.json").exists()
+
+
+def test_report_is_self_contained(smoke):
+    page = (smoke.results / "report.html").read_text()
+    for table in ("Table I:", "Table II:", "Table IV:", "Table V:", "Table VI:", "Fig. 5", "Fig. 7"):
+        assert table in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+
+
+def test_a_second_run_does_nothing(smoke):
+    began = time.monotonic()
+    finished = smoke.run()
+    assert finished.returncode == 0
+    assert "Nothing to be done" in finished.stdout + finished.stderr
+    # The README promises ten seconds for the demo; this machine may be busy with other tests.
+    assert time.monotonic() - began < 60
+
+
+def test_another_folder_killed_on_the_way_gives_the_same_tables(smoke, pipeline_copy):
+    """Two folders, the second run killed with SIGKILL at random moments: identical CSV files."""
+    other, moments = pipeline_copy("second"), random.Random(7)
+    killed = 0
+    for _ in range(4):
+        run = other.start()
+        try:
+            run.wait(moments.uniform(5, 30))
+            break
+        except Exception:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            killed += 1
+            assert other.run("--unlock").returncode == 0
+    assert killed
+    finished = other.run()
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+    assert other.tables() == smoke.tables()
+    left = [path for path in other.results.rglob(".*") if path.name.startswith(".") and path.is_file()]
+    assert not [path for path in left if "snakemake" not in path.name], left
+
+
+OWN = '''"""Stripes: a checkerboard of +-epsilon, as an example of a defence of one's own."""
+
+import torch
+
+from holdfast.defences.base import Defence
+
+SETTINGS = {
+    "period": {"type": "integer", "minimum": 1, "default": 2, "description": "Width of a stripe in pixels."}
+}
+
+
+class Stripes(Defence):
+    title = "Stripes"
+
+    def learn(self):
+        _, channels, height, width = self.surroundings.shape
+        sign = 1 - 2.0 * (torch.arange(width) // self.settings["period"] % 2)
+        return self.surroundings.epsilon * sign.expand(1, channels, height, width)
+
+
+REGISTER = {"stripes": Stripes}
+'''
+
+
+def test_a_new_defence_is_one_file_and_one_line(smoke):
+    (smoke.folder / "workflow/holdfast/defences/stripes.py").write_text(OWN)
+    config = smoke.folder / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("  random: {}\n", "  random: {}\n  stripes: {period: 3}\n"))
+    finished = smoke.run()
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
+    for name in ("I", "II", "III", "IV", "V", "VI"):
+        rows = list(csv.DictReader((smoke.results / f"tables/table_{name}.csv").open()))
+        of_stripes = [row for row in rows if row["method"] == "Stripes"]
+        assert of_stripes and any(row["measured"] != "not measured" for row in of_stripes), name
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("epsilom=0.05", ["epsilom", "epsilon: 0.05"]),
+        ("epsilon=0", ["epsilon", "above 0"]),
+        ("epsilon=-0.1", ["epsilon", "above 0"]),
+        ("defences={tsdff: {}}", ["defences.tsdff", "nobody registered", "tsdf"]),
+        ("image_size=big", ["image_size", "integer"]),
+    ],
+)
+def test_a_wrong_config_stops_before_anything_runs(pipeline_copy, argument, words):
+    pipeline = pipeline_copy("wrong")
+    finished = pipeline.run("--config", argument)
+    told = finished.stdout + finished.stderr
+    assert finished.returncode != 0
+    for word in words:
+        assert word in told, told[-2000:]
+    assert "Traceback" not in told
+    assert not (pipeline.folder / "results").exists()
+
+
+def test_dry_run_at_the_papers_scale(pipeline_copy):
+    pipeline = pipeline_copy("paper")
+    finished = pipeline.run("--workflow-profile", "profiles/default", "-n", "--cores", "all")
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "results/paper/report.html" in finished.stdout + finished.stderr
