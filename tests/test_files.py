@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever happens while they are written."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -69,6 +70,37 @@ def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
         (temporary / "a.txt").write_text("new")
         raise RuntimeError
     assert (path / "a.txt").read_text() == "old" and listing(tmp_path) == ["set"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a[1].tar.gz", "plain"])
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, name):
+    path = tmp_path / name
+    script = (
+        "import os, signal, sys\n"
+        "from holdfast import files\n"
+        "with files.writing(sys.argv[1]), files.writing_folder(sys.argv[1] + '.set'):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script, path], env=env)
+    assert len(listing(tmp_path)) == 2
+    files.write_text(path, "new")
+    assert len(listing(tmp_path)) == 2
+    with files.writing_folder(f"{path}.set"):
+        pass
+    assert listing(tmp_path) == [name, f"{name}.set"]
+
+
+def test_a_writer_spares_the_temporary_files_of_others(tmp_path):
+    names = ["a.txt", "a.b.txt", "a.12345678.txt", "b.txt", "a.csv", "a"]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(files.writing(tmp_path / name)).write_text(name)
+        for name in ("set", "set.12345678", "set.x"):
+            (stack.enter_context(files.writing_folder(tmp_path / name)) / "here").touch()
+        (tmp_path / ".a.backup.txt").touch()
+    assert listing(tmp_path) == sorted([*names, "set", "set.12345678", "set.x", ".a.backup.txt"])
+    assert all((tmp_path / name).read_text() == name for name in names)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_interrupted_training_ends_like_uninterrupted(plain, tmp_path, monkeypat
     monkeypatch.setattr(module, "run_steps", run_steps)
     model, resumed_log, again = train_classifier(plain, ["Young", "Male"], settings, NAMES, state_path=path)
     assert resumed_log == log and again == found
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values()))
+    first, second = model.state_dict(), whole.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_round_trip(trained, plain, tmp_path):

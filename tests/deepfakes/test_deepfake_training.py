@@ -100,7 +100,8 @@ def test_names_decide_the_training(tiny, faces, settings):
 
 
 def test_losses_fall(tiny, faces, settings):
-    log = train_deepfake(tiny(), faces, settings | {"iterations": 40, "critic_steps": 1}, NAMES)
+    longer = settings | {"iterations": 60, "critic_steps": 1, "batch": 8, "discriminator_rate": 0.01}
+    log = train_deepfake(tiny(discriminator_channels=8), faces, longer, NAMES)
     for name in ("g_rec", "d_cls"):
         values = [row[name] for row in log]
         assert sum(values[-5:]) < 0.9 * sum(values[:5]), name

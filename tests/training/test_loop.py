@@ -84,7 +84,7 @@ def run_until_killed(stop, path, *, after_update, save_seconds=-1.0):
         run_steps(STEPS, step, toy.state, path, save_seconds=save_seconds)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(0, STEPS - 1), max_size=4, unique=True).map(sorted), after=st.booleans())
 def test_interruptions_leave_no_trace(uninterrupted, tmp_path, stops, after):
     path = tmp_path / "state.pt"
@@ -112,6 +112,7 @@ def test_a_finished_training_is_not_repeated(uninterrupted, tmp_path):
     path = tmp_path / "state.pt"
     toy = Toy()
     run_steps(STEPS, toy.step, toy.state, path)
+    (tmp_path / ".state.12345678.pt").touch()
     again = Toy()
 
     def never(step):
@@ -119,6 +120,7 @@ def test_a_finished_training_is_not_repeated(uninterrupted, tmp_path):
 
     assert run_steps(STEPS, never, again.state, path) == uninterrupted[1]
     assert same(weights(again), uninterrupted[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
 # Runs the training above in a process of its own, which is killed.

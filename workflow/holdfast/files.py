@@ -5,6 +5,7 @@ One writer a path at a time, which the workflow sees to: a writer removes what a
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ _MENDING = {
     errno.EPERM: "give yourself write permission, or point `results` in the config elsewhere",
     errno.EROFS: "this disk is read-only: point `results` in the config to another one",
 }
+# What tempfile puts into a name: exactly eight characters, so that a.txt's writer spares a.b.txt's file.
+_RANDOM = "?" * 8
 
 
 @contextlib.contextmanager
@@ -39,6 +42,13 @@ def clear_disk_errors(path):
         ) from error
 
 
+def remove_leftovers(path):
+    """Remove the temporary files of a writer of `path` that was killed."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.{_RANDOM}{glob.escape(path.suffix)}"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(path):
     """A temporary path beside `path`, renamed to it when the block ends well, removed otherwise.
@@ -49,8 +59,7 @@ def writing(path):
     path = Path(path)
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # of a writer that was killed
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
@@ -70,7 +79,7 @@ def writing_folder(path):
     path = Path(path)
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.name}.*"):  # of a writer that was killed
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{_RANDOM}"):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:

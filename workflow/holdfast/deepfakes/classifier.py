@@ -7,12 +7,12 @@ training split, never an edited or a protected image.
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from holdfast.errors import HoldfastError
-from holdfast.files import writing
 from holdfast.seeds import generator, seed_of
+from holdfast.tensors import write_tensors
 from holdfast.training.loop import batch_positions, run_steps
 
 
@@ -61,12 +61,8 @@ class AttributeClassifier(nn.Module):
         return self(x) > 0
 
     def save(self, path):
-        with writing(path) as temporary:
-            save_file(
-                self.state_dict(),
-                temporary,
-                {"attributes": ",".join(self.attributes), "channels": str(self.channels)},
-            )
+        about = {"attributes": ",".join(self.attributes), "channels": str(self.channels)}
+        write_tensors(path, self.state_dict(), about)
 
     @classmethod
     def load(cls, path):
@@ -79,7 +75,7 @@ class AttributeClassifier(nn.Module):
                 about = file.metadata() or {}
             model = cls(about["attributes"].split(","), int(about["channels"]))
             model.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise HoldfastError(
                 f"cannot load the attribute classifier {path}",
                 found=str(error).splitlines()[0],

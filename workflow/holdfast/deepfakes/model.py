@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from holdfast.errors import HoldfastError
-from holdfast.files import writing
 from holdfast.seeds import seed_of
+from holdfast.tensors import write_tensors
 
 
 def build(registry, name, settings, image_size, seed_names=None):
@@ -44,13 +44,12 @@ def build(registry, name, settings, image_size, seed_names=None):
 def save(model, path):
     """All networks of a model in one safetensors file, keys prefixed with the network's name."""
     tensors = {
-        f"{part}.{key}": value.contiguous().cpu()
+        f"{part}.{key}": value
         for part, network in model.networks.items()
         for key, value in network.state_dict().items()
     }
     about = {"model": type(model).__name__, "attributes": ",".join(model.attributes)}
-    with writing(path) as temporary:
-        save_file(tensors, temporary, about)
+    write_tensors(path, tensors, about)
 
 
 def load(model, path):

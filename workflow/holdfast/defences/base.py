@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from holdfast.data.pixels import stored
 from holdfast.errors import HoldfastError
-from holdfast.files import writing
+from holdfast.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,8 @@ class Defence:
 
     def save(self, path):
         """The universal perturbation as safetensors; a file with no tensor for a defence per image."""
-        tensors = {} if self.perturbation is None else {"perturbation": self.perturbation.cpu().contiguous()}
-        with writing(path) as temporary:
-            save_file(tensors, temporary, {"defence": self.title, "universal": str(self.universal)})
+        tensors = {} if self.perturbation is None else {"perturbation": self.perturbation}
+        write_tensors(path, tensors, {"defence": self.title, "universal": str(self.universal)})
 
     def load(self, path):
         """Take the perturbation that :meth:`save` wrote; it is checked as if just learnt.

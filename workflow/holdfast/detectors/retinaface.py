@@ -12,13 +12,13 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from holdfast.detectors import boxes as box_math
 from holdfast.errors import HoldfastError
-from holdfast.files import writing
+from holdfast.tensors import write_tensors
 
 STRIDES = (8, 16, 32)
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -320,12 +320,8 @@ class RetinaFace:
 
     def save(self, path):
         """Weights as .safetensors, with the settings that they belong to."""
-        state = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()
-        }
         about = {"model": "retinaface", "settings": json.dumps(self.settings, sort_keys=True)}
-        with writing(path) as temporary:
-            save_file(state, temporary, metadata=about)
+        write_tensors(path, self.network.state_dict(), about)
 
     def _read_safetensors(self, path):
         try:

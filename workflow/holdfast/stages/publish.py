@@ -157,6 +157,10 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
         "The defence called Original leaves faces as they are. Its retrained rows are the control: what "
         "retraining alone does to the model.",
     ]
+    notes.append(
+        "Health: under an attribute's name stands edit_accuracy for a deepfake model (how often its edit shows "
+        "the attribute to the classifier), and plain accuracy for the classifier itself."
+    )
     if config["fid_features"] != "inception":
         notes.append(
             "FID is measured on the features of the trained attribute classifier, fid[attributes]: it cannot "

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from holdfast.errors import HoldfastError
-from holdfast.files import writing
+from holdfast.files import remove_leftovers, writing
 from holdfast.progress import Progress
 from holdfast.seeds import numpy_generator
 
@@ -63,8 +63,7 @@ def _restore(state, path):
         return []
     path = Path(path)
     # A kill while the state was being written leaves its temporary file behind.
-    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
-        leftover.unlink()
+    remove_leftovers(path)
     if not path.exists():
         return []
     try:
