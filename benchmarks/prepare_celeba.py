@@ -68,7 +68,7 @@ def measure(count):
 
 
 def main(counts):
-    print(f"{'images':>8} {'seconds':>8} {'peak MiB':>9} {'of it imports':>14} {'pixels MiB':>11} {'peak/pixels':>12}")
+    print("  images  seconds  peak MiB  of it imports  pixels MiB  peak/pixels")
     for count in counts:
         told = measure(count)
         pixels = count * SIZE * SIZE * 3 / 2**20

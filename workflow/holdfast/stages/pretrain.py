@@ -114,7 +114,7 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
 
 
-def measure_health(config, name, weights, index_csv, classifier, records, inception=None):
+def measure_health(config, name, weights, index_csv, classifier, records):
     """Records of a pretrained model's health on unseen clean faces."""
     work = Work(config, [weights, index_csv, classifier])
     write_records(

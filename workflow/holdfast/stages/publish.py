@@ -158,8 +158,8 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
         "retraining alone does to the model.",
     ]
     notes.append(
-        "Health: under an attribute's name stands edit_accuracy for a deepfake model (how often its edit shows "
-        "the attribute to the classifier), and plain accuracy for the classifier itself."
+        "Health: under an attribute's name stands edit_accuracy for a deepfake model (how often its edit "
+        "shows the attribute to the classifier), and plain accuracy for the classifier itself."
     )
     if config["fid_features"] != "inception":
         notes.append(

@@ -86,7 +86,7 @@ def retrain(
     keys = ("iterations", "generator_rate", "discriminator_rate")
     settings = {**config["deepfakes"][name], **{key: attacker[key] for key in keys}}
     names = ("retrain", name, defence, config["seed"], seed)
-    model = deepfake_model.freeze(work.deepfake(name, pretrained), work.device)
+    model = work.deepfake(name, pretrained)
     state = state_file(
         config,
         f"retrain_{name}_{defence}",
