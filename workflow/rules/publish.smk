@@ -41,7 +41,7 @@ rule tables:
     input:
         records=RECORDS,
         reported=HERE / "workflow/papers/reported.csv",
-        library=library("papers/tables.py", "papers/reported.py"),
+        library=library("papers/tables.py", "papers/reported.py", "stages/publish.py"),
     output:
         expand(R / "tables/table_{table}.csv", table=TABLES),
     log:
@@ -65,7 +65,7 @@ rule figures:
         deepfakes=ALL_DEEPFAKES,
         healthy=HEALTHY,
         detectors=ALL_DETECTORS,
-        library=library("papers/figures.py"),
+        library=library("papers/figures.py", "stages/publish.py"),
     output:
         expand(R / "figures/figure_{figure}.png", figure=FIGURES),
     log:
@@ -85,7 +85,7 @@ rule report:
         tables=expand(R / "tables/table_{table}.csv", table=TABLES),
         figures=expand(R / "figures/figure_{figure}.png", figure=FIGURES),
         samples=expand(R / "models/{model}/samples.png", model=DEEPFAKES),
-        library=library("papers/report.py", "papers/tables.py"),
+        library=library("papers/report.py", "papers/tables.py", "stages/publish.py"),
     output:
         report=R / "report.html",
         config=R / "config.yaml",

@@ -167,5 +167,18 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
             "be compared in size with the papers' FID, only in order."
         )
     write_report(page, plan, read_tables(table_folder), pictures, health_rows(read, plan), notes, read)
-    text = yaml.safe_dump({**config, "results": str(config["results"])}, sort_keys=False, allow_unicode=True)
-    write_text(merged, f"# The merged config of this run, sha256 {hash_of(config)}\n{text}")
+    text = yaml.safe_dump(without_paths(config), sort_keys=False, allow_unicode=True)
+    write_text(
+        merged,
+        f"# The merged config of this run, sha256 {hash_of(config)}. Of paths on the machine that it\n"
+        f"# ran on, only the last part is kept.\n{text}",
+    )
+
+
+def without_paths(value):
+    """A config whose absolute paths are cut to their last part, for publication."""
+    if isinstance(value, dict):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
