@@ -19,7 +19,7 @@ import holdfast.config as settings
 from holdfast.errors import HoldfastError
 
 # Scripts run in processes of their own; they import the library from here, installed or not.
-settings.show_library_to_jobs()
+settings.prepare_environment_of_jobs()
 
 
 configfile: HERE / "config.yaml"

@@ -83,12 +83,10 @@ def test_folder_without_the_attribute_file(with_celeba):
 
 def test_checkpoint_of_another_architecture(smoke):
     """The weights of a wider model where a narrower one is expected."""
+    wider = smoke.folder / "wider.yaml"
+    wider.write_text("results: results/wide\ndeepfakes: {stargan: {generator_channels: 12}}\n")
     finished = smoke.run(
-        "--config",
-        "results=results/wide",
-        "deepfakes={stargan: {generator_channels: 12}}",
-        "--until",
-        "pretrain_deepfake",
+        "--configfile", "workflow/presets/smoke.yaml", str(wider), "--until", "pretrain_deepfake"
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     wide = smoke.folder / "results/wide/models/stargan/weights.safetensors"

@@ -32,10 +32,17 @@ SECTIONS = {
 KINDS = {"datasets": "dataset", "deepfakes": "deepfake", "detectors": "detector", "defences": "defence"}
 
 
-def show_library_to_jobs():
-    """Put this library on the PYTHONPATH that jobs inherit."""
+def prepare_environment_of_jobs():
+    """What jobs inherit: this library on the PYTHONPATH, and threads that do not fight over cores.
+
+    torch takes as many threads as a job sets (holdfast.jobs); BLAS beside it gets one, since jobs run side
+    by side, and waiting threads sleep rather than spin, or a training on a busy machine crawls.
+    """
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), *paths]))
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @functools.cache
