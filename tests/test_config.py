@@ -24,8 +24,8 @@ SIZES = re.compile(
     r"""preset | results | device | threads | image_size | training_set | fid_features
     | datasets\.synthetic(\..*)? | datasets\.\w+\.(skip|limits(\.\w+)?)
     | (classifier|scenes|measuring|protection)\.\w+
-    | deepfakes\.\w+\.(generator_channels|discriminator_channels|discriminator_layers|iterations|batch
-                       |critic_steps|generator_rate|discriminator_rate|precision)
+    | deepfakes\.\w+\.(\w*channels|layers|discriminator_layers|hidden|style|noise|iterations|batch
+                       |critic_steps|generator_rate|discriminator_rate|precision|skip|title)
     | detectors\.\w+\.(anchors|input_size|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size)
     | attacker\.(images|iterations|generator_rate|discriminator_rate)""",
@@ -424,6 +424,19 @@ def test_the_papers_constants_hold_in_every_preset(presets):
     assert (tsdf["alpha"], tsdf["sigma"], tsdf["nu"], tsdf["level_weights"]) == (0.4, 0.1, 1.0, [5, 3, 4])
     assert (stargan["lambda_cls"], stargan["lambda_rec"], stargan["lambda_gp"]) == (1, 10, 10)
     assert stargan["attributes"] == ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
+    others = {name: found["deepfakes"][name] for name in ("attgan", "attentiongan", "hisd")}
+    if not any("skip" in entry for entry in others.values()):
+        attgan, hisd = others["attgan"], others["hisd"]
+        assert len(attgan["attributes"]) == 13 and attgan["attributes"] == sorted(attgan["attributes"])
+        assert [attgan[key] for key in ("lambda_rec", "lambda_cls", "lambda_cls_real")] == [100, 10, 1]
+        assert list(hisd["tags"]) == ["Bangs", "Eyeglasses", "HairColor"] and hisd["average"] == 0.99
+        assert all(others["attentiongan"][key] == stargan[key] for key in ("lambda_rec", "attributes"))
+
+
+def test_settings_may_be_those_of_the_module_beside(tmp_path):
+    found = config.registered("deepfakes")
+    assert found["attentiongan"] == found["stargan"] and "lambda_rec" in found["attentiongan"]
+    assert found["hisd"]["critic_steps"]["const"] == 1 and found["attgan"]["critic_steps"]["default"] == 5
 
 
 def test_the_papers_sizes():

@@ -12,18 +12,6 @@ from holdfast.deepfakes.model import build, freeze, load, save
 from holdfast.errors import HoldfastError
 
 
-def state(model):
-    return {
-        f"{part}.{key}": value.clone()
-        for part, network in model.networks.items()
-        for key, value in network.state_dict().items()
-    }
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
 @pytest.fixture
 def checkpoint(tmp_path, tiny):
     path = tmp_path / "models" / "weights.safetensors"
@@ -31,7 +19,7 @@ def checkpoint(tmp_path, tiny):
     return path
 
 
-def test_round_trip(tiny, tiny_settings, checkpoint):
+def test_round_trip(tiny, tiny_settings, checkpoint, state, same):
     model, other = tiny(), build(DEEPFAKES, "stargan", tiny_settings, 16, ("another",))
     assert not same(state(model), state(other))
     assert load(other, checkpoint) is other
@@ -53,7 +41,7 @@ def test_a_model_in_training_layout_is_saved_alike(tiny, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"generator_channels": 8}, {"discriminator_layers": 2}, {"discriminator_channels": 2}]
 )
-def test_another_architecture_is_refused_and_the_model_left_as_it_was(tiny, checkpoint, change):
+def test_another_architecture_is_refused_and_the_model_left_as_it_was(tiny, checkpoint, change, state, same):
     model = tiny(**change)
     before = state(model)
     with pytest.raises(HoldfastError, match="is of another architecture") as caught:
@@ -102,7 +90,9 @@ class Harmful:
 @pytest.mark.parametrize(
     "damage", ["missing", "empty", "truncated", "header only", "folder", "pickle", "torch"]
 )
-def test_a_file_that_is_no_checkpoint_is_refused_and_no_code_is_run(tiny, checkpoint, tmp_path, damage):
+def test_a_file_that_is_no_checkpoint_is_refused_and_no_code_is_run(
+    tiny, checkpoint, tmp_path, damage, state, same
+):
     content = checkpoint.read_bytes()
     checkpoint.unlink()
     if damage == "folder":
@@ -122,7 +112,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_no_code_is_run(tiny, checkp
     assert not (tmp_path / "ran").exists() and same(before, state(model))
 
 
-def test_initial_weights_are_seeded_by_names_and_leave_the_global_generator_alone(tiny_settings):
+def test_initial_weights_are_seeded_by_names_and_leave_the_global_generator_alone(tiny_settings, state, same):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, again, other = (

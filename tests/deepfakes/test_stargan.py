@@ -5,74 +5,45 @@ import torch
 from torch import nn
 
 from holdfast.deepfakes import DEEPFAKES
-from holdfast.deepfakes.stargan import SETTINGS, StarGAN, attribute_loss
+from holdfast.deepfakes.losses import attribute_loss
+from holdfast.deepfakes.stargan import HAIR, StarGAN
 from holdfast.errors import HoldfastError
-
-PUBLISHED = {key: setting["default"] for key, setting in SETTINGS.items()}
-
-
-def published(size):
-    """The published network without memory: shapes only."""
-    with torch.device("meta"):
-        return StarGAN(PUBLISHED, size)
-
-
-def shapes(network):
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
-
-
-def norm(layer, channels):
-    return {
-        f"{layer}.weight": (channels,),
-        f"{layer}.bias": (channels,),
-        f"{layer}.running_mean": (channels,),
-        f"{layer}.running_var": (channels,),
-        f"{layer}.num_batches_tracked": (),
-    }
-
-
-def with_kept_state(model):
-    return {
-        f"{part}.{key}": value.clone()
-        for part, network in model.networks.items()
-        for key, value in network.state_dict().items()
-    }
 
 
 @pytest.mark.parametrize("size, discriminator", [(128, 44_762_048), (256, 44_884_928)])
-def test_parameter_counts_are_those_of_the_public_networks(size, discriminator):
-    model = published(size)
-    assert sum(p.numel() for p in model.generator.parameters()) == 8_430_528
-    assert sum(p.numel() for p in model.discriminator.parameters()) == discriminator
+def test_parameter_counts_are_those_of_the_public_networks(published, count, size, discriminator):
+    model = published("stargan", size)
+    assert count(model.generator) == 8_430_528
+    assert count(model.discriminator) == discriminator
 
 
-def test_generator_has_the_keys_of_the_public_checkpoints():
-    expected = {"main.0.weight": (64, 8, 7, 7), **norm("main.1", 64)}
-    expected |= {"main.3.weight": (128, 64, 4, 4), **norm("main.4", 128)}
-    expected |= {"main.6.weight": (256, 128, 4, 4), **norm("main.7", 256)}
+def test_generator_has_the_keys_of_the_public_checkpoints(published, shapes, norm_shapes):
+    expected = {"main.0.weight": (64, 8, 7, 7), **norm_shapes("main.1", 64)}
+    expected |= {"main.3.weight": (128, 64, 4, 4), **norm_shapes("main.4", 128)}
+    expected |= {"main.6.weight": (256, 128, 4, 4), **norm_shapes("main.7", 256)}
     for block in range(9, 15):
         for conv, normalisation in ((0, 1), (3, 4)):
             expected[f"main.{block}.main.{conv}.weight"] = (256, 256, 3, 3)
-            expected |= norm(f"main.{block}.main.{normalisation}", 256)
-    expected |= {"main.15.weight": (256, 128, 4, 4), **norm("main.16", 128)}
-    expected |= {"main.18.weight": (128, 64, 4, 4), **norm("main.19", 64)}
+            expected |= norm_shapes(f"main.{block}.main.{normalisation}", 256)
+    expected |= {"main.15.weight": (256, 128, 4, 4), **norm_shapes("main.16", 128)}
+    expected |= {"main.18.weight": (128, 64, 4, 4), **norm_shapes("main.19", 64)}
     expected["main.21.weight"] = (3, 64, 7, 7)
-    assert shapes(published(256).generator) == expected
+    assert shapes(published("stargan", 256).generator) == expected
 
 
 @pytest.mark.parametrize("size, kernel", [(128, 2), (256, 4)])
-def test_discriminator_has_the_keys_of_the_public_checkpoints(size, kernel):
+def test_discriminator_has_the_keys_of_the_public_checkpoints(published, shapes, size, kernel):
     expected, width = {"main.0.weight": (64, 3, 4, 4), "main.0.bias": (64,)}, 64
     for layer in range(2, 12, 2):
         expected[f"main.{layer}.weight"] = (2 * width, width, 4, 4)
         expected[f"main.{layer}.bias"] = (2 * width,)
         width *= 2
     expected |= {"conv1.weight": (1, 2048, 3, 3), "conv2.weight": (5, 2048, kernel, kernel)}
-    assert shapes(published(size).discriminator) == expected
+    assert shapes(published("stargan", size).discriminator) == expected
 
 
-def test_shapes_at_the_published_size():
-    model = published(256)
+def test_shapes_at_the_published_size(published):
+    model = published("stargan", 256)
     x, labels = torch.empty(2, 3, 256, 256, device="meta"), torch.empty(2, 5, device="meta")
     assert model.features(x, labels).shape == (2, 256, 64, 64)
     assert model.edits(x, labels).shape == (2, 5, 3, 256, 256)
@@ -104,13 +75,13 @@ def test_features_do_not_touch_the_decoder(tiny):
     assert not torch.equal(model.features(x, 1 - labels), before)
 
 
-def test_targets_replace_the_hair_and_flip_the_rest():
-    model = published(128)
+def test_targets_replace_the_hair_and_flip_the_rest(published):
+    model = published("stargan", 128)
     #                         black blond brown male young
     labels = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
     before = labels.clone()
     targets = model.targets(labels)
-    assert model.target_names == PUBLISHED["attributes"] and torch.equal(labels, before)
+    assert model.target_names == [*HAIR, "Male", "Young"] and torch.equal(labels, before)
     expected = [
         [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]],
         [[0, 1, 0, 1, 0], [0, 1, 0, 0, 1]],
@@ -121,9 +92,8 @@ def test_targets_replace_the_hair_and_flip_the_rest():
     assert torch.equal(targets, torch.tensor(expected, dtype=torch.float32))
 
 
-def test_targets_in_another_order_and_with_one_hair_colour_only():
-    with torch.device("meta"):
-        model = StarGAN(PUBLISHED | {"attributes": ["Young", "Brown_Hair", "Bald"]}, 64)
+def test_targets_in_another_order_and_with_one_hair_colour_only(published):
+    model = published("stargan", 64, attributes=["Young", "Brown_Hair", "Bald"])
     targets = model.targets(torch.tensor([[0.0, 1, 0]]))
     assert targets.tolist() == [[[1, 1, 0]], [[0, 1, 0]], [[0, 1, 1]]]
 
@@ -140,9 +110,9 @@ def test_edits_are_the_single_edits_side_by_side(tiny):
         assert torch.allclose(model.edits(x[:1], labels[:1]), edits[:1], atol=1e-5)
 
 
-def test_running_statistics_never_change(tiny):
+def test_running_statistics_never_change(tiny, state):
     model = tiny()
-    before = with_kept_state(model)
+    before = state(model)
     x, labels = torch.rand(4, 3, 16, 16) * 2 - 1, torch.zeros(4, 2)
     for mode in (True, False):
         for network in model.networks.values():
@@ -151,7 +121,7 @@ def test_running_statistics_never_change(tiny):
             model.edits(x, labels)
         model.generator_loss(x, labels, 1 - labels)
         model.discriminator_loss(x, labels, 1 - labels, torch.rand(4, 1, 1, 1))
-    after = with_kept_state(model)
+    after = state(model)
     assert all(torch.equal(before[key], after[key]) for key in before)
     running = [key for key in before if "running_mean" in key]
     assert running and all((after[key] == 0).all() for key in running)
@@ -166,23 +136,10 @@ def test_training_and_evaluation_give_the_same_images(tiny):
         assert torch.equal(model.edit(x, labels), in_training)
 
 
-class Linear(nn.Module):
-    """A critic whose gradient is its weight, whatever the image: the penalty is (|w| - 1)^2."""
-
-    def __init__(self, norm, size=16):
-        super().__init__()
-        direction = torch.randn(1, 3 * size * size, generator=torch.Generator().manual_seed(1))
-        self.weight = nn.Parameter(norm * direction / direction.norm())
-
-    def forward(self, x):
-        score = x.flatten(1) @ self.weight.T
-        return score[:, :, None, None], score.expand(-1, 2) * 0
-
-
 @pytest.mark.parametrize("norm", [0.25, 1.0, 3.0])
-def test_discriminator_loss_against_its_closed_form(tiny, norm):
+def test_discriminator_loss_against_its_closed_form(tiny, linear_critic, norm):
     model = tiny(lambda_gp=10, lambda_cls=2)
-    model.discriminator = Linear(norm)
+    model.discriminator = linear_critic(norm)
     x, labels = torch.rand(4, 3, 16, 16) * 2 - 1, torch.tensor([[0.0, 1]] * 4)
     total, shown = model.discriminator_loss(x, labels, 1 - labels, torch.rand(4, 1, 1, 1))
     with torch.no_grad():

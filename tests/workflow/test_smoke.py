@@ -20,7 +20,8 @@ def test_every_rule_ran(smoke):
         text = (smoke.folder / f"workflow/rules/{stage}.smk").read_text()
         rules |= set(re.findall(r"^rule (\w+):", text, re.M))
     logged = {path.name.removesuffix(".log") for path in (smoke.results / "logs").iterdir()}
-    assert rules == logged
+    # Importing is the one thing that needs a file from outside: tests/workflow/test_import.py.
+    assert rules - logged == {"import_deepfake"} and logged <= rules
 
 
 def test_tables_have_no_blank_cell_and_measured_cells_come_from_records(smoke):

@@ -36,13 +36,12 @@ def prepare_environment_of_jobs():
     """What jobs inherit: this library on the PYTHONPATH, and threads that do not fight over cores.
 
     torch takes as many threads as a job sets (holdfast.jobs); BLAS beside it gets one, since jobs run side
-    by side, and waiting threads sleep rather than spin, or a training on a busy machine crawls.
+    by side.
     """
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), *paths]))
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @functools.cache
@@ -75,6 +74,9 @@ def _literals(path):
         try:
             if node.targets[0].id == "REGISTER" and isinstance(node.value, ast.Dict):
                 names = [ast.literal_eval(key) for key in node.value.keys]
+            elif node.targets[0].id == "SETTINGS" and isinstance(node.value, ast.Attribute):
+                # SETTINGS = stargan.SETTINGS: those of the module beside it.
+                settings = _literals(path.with_name(f"{ast.unparse(node.value.value)}.py"))[1]
             elif node.targets[0].id == "SETTINGS":
                 settings = ast.literal_eval(node.value)
         except ValueError as error:

@@ -13,8 +13,13 @@ TABLES = ["I", "II", "III", "IV", "V", "VI"]
 FIGURES = ["5", "6", "7"]
 
 
+TRAINED = [name for name, entry in DEEPFAKES.items() if entry["weights"] == "train"]
+IMPORTED = [name for name in DEEPFAKES if name not in TRAINED]
+
+
 def one_of(names):
-    return "|".join(map(str, names))
+    """A wildcard's constraint; without a name it matches nothing."""
+    return "|".join(map(str, names)) or "(?!)"
 
 
 wildcard_constraints:

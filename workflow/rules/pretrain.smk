@@ -23,6 +23,14 @@ rule train_classifier:
         "../scripts/train_classifier.py"
 
 
+def given_checkpoints(wildcards):
+    """Local files among the checkpoints of a model; the others are downloaded by the job."""
+    weights = config["deepfakes"][wildcards.model]["weights"]
+    entries = weights if isinstance(weights, list) else [weights]
+    paths = [entry if isinstance(entry, str) else entry.get("path") for entry in entries]
+    return [Path(path).expanduser() for path in paths if path]
+
+
 rule pretrain_deepfake:
     """A deepfake model, trained on the training set; resumes from its state file."""
     input:
@@ -35,6 +43,8 @@ rule pretrain_deepfake:
         samples=R / "models/{model}/samples.png",
     log:
         R / "logs/pretrain_deepfake/{model}.log",
+    wildcard_constraints:
+        model=one_of(TRAINED),
     retries: 2
     conda:
         "../../envs/holdfast.yaml"
@@ -46,6 +56,28 @@ rule pretrain_deepfake:
         common=COMMON,
     script:
         "../scripts/pretrain_deepfake.py"
+
+
+rule import_deepfake:
+    """A deepfake model's public checkpoint, in the place of pretraining."""
+    input:
+        index=faces(TRAINING_SET),
+        given=given_checkpoints,
+        library=lambda w: library(f"deepfakes/{w.model}.py", "deepfakes/importing.py"),
+    output:
+        weights=R / "models/{model}/weights.safetensors",
+        samples=R / "models/{model}/samples.png",
+    log:
+        R / "logs/import_deepfake/{model}.log",
+    wildcard_constraints:
+        model=one_of(IMPORTED),
+    conda:
+        "../../envs/holdfast.yaml"
+    params:
+        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        common=COMMON,
+    script:
+        "../scripts/import_deepfake.py"
 
 
 rule measure_health:

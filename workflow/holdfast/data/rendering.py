@@ -14,6 +14,7 @@ import numpy as np
 
 EYE_LEVEL, MOUTH_LEVEL, NOSE_LEVEL = -0.16, 0.56, 0.27
 DRAWS = 112  # uniform numbers that describe one face
+_LATE = 92  # the numbers from here on are for the traits that came later: the others keep theirs
 STRANDS = 160  # entries of a face's table of hair strands
 COARSE = 6  # side of the coarse grid of a face's smooth noise
 
@@ -28,6 +29,9 @@ _SKIN = np.array(
     ],
     np.float32,
 )
+# Skin up to this place of the table is painted with the pale colour instead.
+_PALE_BELOW = 0.235
+_PALE = np.array([0.965, 0.905, 0.875], np.float32)[None, :, None, None]
 # Darkest and lightest tone of black, blond, brown, grey and red hair.
 _HAIR = np.array(
     [
@@ -191,17 +195,21 @@ def _mix(table, position):
 def draw_traits(uniform):
     """What faces look like, from uniform numbers (n, DRAWS): a namespace of (n, 1, 1) and (n, 3, 1, 1).
 
-    Fields male, young, glasses, bangs, smiling are 0 or 1; hair_kind is 0 black, 1 blond, 2 brown,
-    3 grey, 4 red.
+    Fields male, young, glasses, bangs, smiling, bald, bushy, mouth_is_open, moustache, beard_is_clean and
+    pale are 0 or 1; hair_kind is 0 black, 1 blond, 2 brown, 3 grey, 4 red (of a bald man, his brows and
+    beard).
     """
-    d = _Columns(uniform)
+    d, late = _Columns(uniform[:, :_LATE]), _Columns(uniform[:, _LATE:])
     t = SimpleNamespace()
     t.male = d.chance(0.46)
     t.young = d.chance(0.68)
     old = 1 - t.young
     t.glasses = d.chance(0.22)
-    t.bangs = d.chance(np.where(t.male > 0, 0.22, 0.36))
+    t.bald = t.male * late.chance(np.where(old > 0, 0.26, 0.10))
+    t.bangs = d.chance(np.where(t.male > 0, 0.22, 0.36)) * (1 - t.bald)
     t.smiling = d.chance(0.5)
+    t.mouth_is_open = late.chance(np.where(t.smiling > 0, 0.68, 0.22))
+    t.bushy = late.chance(np.where(t.male > 0, 0.33, 0.13))
     kind = d()
     limits = np.where(old > 0, [[[0.22, 0.42, 0.64, 0.97]]], [[[0.32, 0.58, 0.88, 0.90]]])
     t.hair_kind = (kind >= limits).sum(2, keepdims=True)
@@ -213,8 +221,12 @@ def draw_traits(uniform):
     skin_tone = d()
     # Blond and red hair comes with lighter skin, as in photographs; black and grey hair with any.
     darkest = np.array([4.9, 2.4, 3.4, 4.9, 2.4], np.float32)[t.hair_kind]
-    skin = _mix(_SKIN, skin_tone ** np.float32(1.25) * darkest)
-    skin = skin * (1 + np.concatenate([d(-0.03, 0.03), d(-0.02, 0.02), d(-0.04, 0.04)], 1)[..., None])
+    depth = skin_tone ** np.float32(1.25) * darkest
+    t.pale = (depth < _PALE_BELOW).astype(np.float32)
+    tint = np.concatenate([d(-0.03, 0.03), d(-0.02, 0.02), d(-0.04, 0.04)], 1)[..., None]
+    pale = t.pale[:, None]
+    skin = _mix(_SKIN, depth)
+    skin = (skin + pale * (_PALE - skin)) * (1 + tint * (1 - 0.7 * pale))
     grey = skin.mean(1, keepdims=True)
     t.skin = (skin + (0.22 * old)[:, None] * (grey * np.float32(0.97) - skin)).astype(np.float32)
     t.dark = np.maximum(0, 1 - t.skin.mean(1) / np.float32(0.75))
@@ -230,7 +242,8 @@ def draw_traits(uniform):
     t.nose_length = d(-0.03, 0.04)
     t.iris = _mix(_IRIS, d(0, 4) * np.where(t.dark > 0.35, 0.3, 1).astype(np.float32))
     t.gaze = d(-0.025, 0.025)
-    t.brow_thick = d(0.045, 0.06) + t.male * d(0.025, 0.05)
+    brow = d(0.045, 0.06) + t.male * d(0.025, 0.05)
+    t.brow_thick = np.where(t.bushy > 0, late(0.18, 0.215), brow)  # others: 0.045 to 0.11
     t.brow_height = d(0.145, 0.18) - 0.03 * t.male + 0.01 * t.smiling
     t.brow_arch = d(0.02, 0.07) - 0.02 * t.male
     t.brow_tilt = d(-0.04, 0.01)
@@ -239,7 +252,10 @@ def draw_traits(uniform):
     # Mouth
     t.mouth_width = d(0.25, 0.30) + 0.055 * t.smiling
     t.mouth_curve = np.where(t.smiling > 0, d(0.085, 0.12), d(-0.006, 0.03))
-    t.mouth_open = np.where(t.smiling > 0, d(0.085, 0.135), 0.0 * d()).astype(np.float32)
+    grin, gape = d(0.085, 0.135), d(0.11, 0.17)
+    t.mouth_open = t.mouth_is_open * np.where(t.smiling > 0, grin, gape)
+    # A smile shows the upper teeth; a mouth that is merely open few or none.
+    t.teeth = np.where(t.smiling > 0, 0.82, late(-0.1, 0.4)).astype(np.float32)
     t.upper_lip = d(0.05, 0.07) - 0.012 * t.male - 0.012 * t.smiling
     t.lower_lip = d(0.07, 0.10) - 0.015 * t.male - 0.01 * t.smiling
     red = np.array([0.72, 0.20, 0.24], np.float32)[None, :, None, None]
@@ -250,13 +266,15 @@ def draw_traits(uniform):
     t.makeup = (1 - t.male) * d(0.3, 1.0)
 
     # Hair
-    t.long = np.where(t.male > 0, d.chance(0.05), d.chance(0.9))
+    t.long = np.where(t.male > 0, d.chance(0.05), d.chance(0.9)) * (1 - t.bald)
     t.length = np.where(t.long > 0, d(0.85, 2.1), 9.0).astype(np.float32)
-    t.volume = d(0.0, 0.10) + 0.04 * t.long
+    t.volume = d(0.0, 0.10) * (1 - t.bald) + 0.04 * t.long
     t.curtain = t.long * d(-0.05, 0.22)
     t.flare = t.long * d(-0.06, 0.16)
     recede = old * (0.45 + 0.55 * t.male) * d(0.0, 0.16)
     t.hairline = np.where(t.bangs > 0, d(-0.46, -0.36), d(-0.98, -0.84) - recede * 1.2).astype(np.float32)
+    # A fringe ends above bushy brows, which it would hide.
+    t.hairline = t.hairline - 0.15 * t.bangs * t.bushy
     t.temples = np.where(t.bangs > 0, d(-0.06, 0.10), d(0.10, 0.32) - recede * 1.5).astype(np.float32)
     t.tilt = np.where(t.bangs > 0, d(-0.18, 0.18), d(-0.22, 0.22) * (1 - t.long)).astype(np.float32)
     t.fringe = np.where(t.bangs > 0, d(0.06, 0.16), d(0.015, 0.04)).astype(np.float32)
@@ -271,10 +289,22 @@ def draw_traits(uniform):
 
     # Beard: clean (a faint shadow), stubble, or full
     beard = d()
-    strength = np.where(beard < 0.35, d(0.08, 0.16), np.where(beard < 0.72, d(0.3, 0.5), d(0.8, 0.95)))
+    strength = np.where(beard < 0.35, d(0.04, 0.10), np.where(beard < 0.72, d(0.5, 0.68), d(0.8, 0.95)))
     t.beard = (t.male * strength).astype(np.float32)
+    # A blond man's beard is darker than his hair, so that it stands out from his skin.
+    t.beard_tone = 0.75 - 0.20 * (t.hair_kind == 1)
     t.beard_top = d(0.22, 0.40)
     t.beard_is_full = (beard >= 0.72).astype(np.float32)
+    # Half of the full beards come with a moustache, the others leave the upper lip bare.
+    style = (beard >= 0.35).astype(int) + (beard >= 0.72)
+    t.moustache = t.male * late.chance(np.array([0.15, 0.08, 0.5], np.float32)[style])
+    t.beard_is_clean = 1 - np.maximum(t.male * (beard >= 0.35), t.moustache)
+    t.lip_beard = np.where(t.beard_is_full > 0, t.moustache, 0.4)
+    t.moustache_height = late(0.085, 0.115)
+    t.moustache_width = late(0.30, 0.36)
+    # A bald man's ring of hair, or a shaven head.
+    t.ring = t.bald * late.chance(0.35 + 0.45 * old)
+    t.ring_top = late(-0.62, -0.30)
 
     # Age
     t.wrinkles = old * d(0.6, 1.0)
@@ -366,6 +396,17 @@ class _Hair:
         # Long hair falls before the cheeks a little; short hair ends at the sideburn.
         self.line_distance = v - line
         self.front = self.outer * inside(self.line_distance, np.maximum(pixel, 0.05))
+        if t.bald.any():
+            self._shave(np.flatnonzero(t.bald[:, 0, 0]))
+
+    def _shave(self, bald):
+        """Leaves a bald man at most the hair above and behind the ears, which throws no shadow."""
+        t = self.t
+        side = np.abs(self.u[bald]) / t.width[bald]
+        ring = smoothstep(side + 0.10 * (self.texture[bald] - 0.5), 0.84, 0.96)
+        ring *= smoothstep(self.v[bald], t.ring_top[bald], t.ring_top[bald] + 0.22)
+        self.front[bald] *= ring * t.ring[bald]
+        self.line_distance[bald] = 1
 
     def _texture(self, u, v, strands, mottle):
         """Strands, bent by waves: a value in 0..1.
@@ -581,12 +622,14 @@ def _beard(colour, t, f, side, v, hair, frame, rows, columns, mottle):
     ragged = 0.06 * (texture - 0.5) + 0.1 * mottle
     cheek = t.beard_top + 0.30 - 0.75 * np.maximum(side - 0.30, 0) + ragged
     cover = smoothstep(v - cheek, -0.06, 0.10)
-    lip = smoothstep(v + ragged, 0.36, 0.44) * (1 - smoothstep(side + ragged, 0.22, 0.36))
+    lip = smoothstep(v + ragged, 0.36, 0.44) * (1 - smoothstep(side + ragged, 0.22, 0.36)) * t.lip_beard
     hole = bump((f / 0.36) ** 2 + ((v - MOUTH_LEVEL - 0.02) / 0.13) ** 2)
     cover = np.maximum(cover, lip) * (1 - np.minimum(hole * 1.6, 1) * 0.9)
-    tone = t.hair * 0.75 * (0.6 + 0.8 * texture[:, None])
+    tone = t.hair * t.beard_tone[:, None] * (0.6 + 0.8 * texture[:, None])
     grey = (1 - t.beard_is_full)[:, None]
-    tone = tone + grey * (0.5 * t.hair + 0.16 * t.skin - tone + 0.02)
+    # Stubble is dark whatever the hair's colour, or nobody would see it on a blond man.
+    short = np.minimum(0.5 * t.hair + 0.16 * t.skin + 0.02, 0.38 * t.skin)
+    tone = tone + grey * (short - tone)
     blend(colour, tone, cover * t.beard)
 
 
@@ -650,12 +693,12 @@ def _paint_eyes(canvas, frame, t):
 
     # Brows, thick towards the nose.
     b = (side - 0.02) / (t.eye_width * 1.38)
-    taper = np.maximum(1 - b * b * b * b, 0) * (0.85 - 0.40 * b)
+    taper = np.maximum(1 - b * b * b * b, 0) * (0.85 - (0.40 - 0.25 * t.bushy) * b)
     curve = v - EYE_LEVEL + t.brow_height + t.brow_arch * (1 - 1.3 * (b - 0.1) ** 2) + t.brow_tilt * b
     brow = stroke(curve, t.brow_thick * taper, np.maximum(pixel, 0.022)) * (taper > 0)
-    tone = t.hair * 0.55 + 0.03
-    tone = np.minimum(tone, t.skin * 0.62)
-    blend(part, tone, (0.80 + 0.12 * t.male) * brow)
+    tone = t.hair * (0.55 - 0.12 * t.bushy)[:, None] + 0.03
+    tone = np.minimum(tone, t.skin * (0.62 - 0.10 * t.bushy)[:, None])
+    blend(part, tone, (0.80 + 0.12 * np.maximum(t.male, t.bushy)) * brow)
 
 
 def _paint_mouth(canvas, frame, t):
@@ -688,7 +731,7 @@ def _paint_mouth(canvas, frame, t):
     gap = inside(np.maximum(upper - v, v - lower), soft) * within * (t.mouth_open > 0)
     blend(part, np.array([0.22, 0.06, 0.06], np.float32)[None, :, None, None], gap)
     # Upper teeth fill most of the gap and darken towards the corners.
-    edge = upper + 0.82 * t.mouth_open * arch
+    edge = upper + t.teeth * t.mouth_open * arch
     teeth = inside(np.maximum(upper + 0.006 - v, v - edge), soft) * (x2 < 0.88)
     enamel = 0.95 - 0.30 * x2
     comb = np.abs(f * 11 - np.round(f * 11))
@@ -699,6 +742,28 @@ def _paint_mouth(canvas, frame, t):
     blend(part, t.lips * 0.35, 0.85 * line)
     corner = bump(((np.abs(x) - 1) / 0.16) ** 2 + ((v - upper) / 0.05) ** 2)
     shade(part, 0.40 * corner, 0.3)
+    if t.moustache.any():
+        _paint_moustache(part, f, v, t, pixel)
+
+
+def _paint_moustache(part, f, v, t, pixel):
+    """Two wings that fall from below the nose over the edge of the upper lip to the mouth's corners."""
+    worn = np.flatnonzero(t.moustache[:, 0, 0])
+    f, v, pixel = f[worn], v[worn], pixel[worn]
+    side = np.abs(f)
+    width, height = t.moustache_width[worn], t.moustache_height[worn]
+    x = side / width
+    x2 = x * x
+    mouth = f / t.mouth_width[worn]
+    lip = MOUTH_LEVEL + t.mouth_curve[worn] * (0.45 - np.minimum(mouth * mouth, 1))
+    # Thickest beside the middle, where a small furrow parts the wings.
+    thick = height * (1 - x2 * x2) * (1 - 0.35 * bump(x2 * 20))
+    middle = lip - 0.035 - 0.5 * height + 0.05 * x2
+    cover = inside(np.abs(v - middle) - 0.5 * thick, np.maximum(pixel, 0.03)) * (x2 < 1)
+    hairs = side * 13 + v * 5
+    hairs = np.abs(hairs - np.round(hairs))
+    tone = np.minimum(t.hair[worn] * 0.62 + 0.02, t.skin[worn] * 0.55)
+    part[worn] += (0.93 * cover)[:, None] * (tone * (0.8 + 0.7 * hairs)[:, None] - part[worn])
 
 
 def _paint_glasses(canvas, frame, t):

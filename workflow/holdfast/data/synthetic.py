@@ -12,7 +12,22 @@ from holdfast.data.faceset import write_faceset
 from holdfast.errors import HoldfastError
 from holdfast.seeds import numpy_generator
 
-ATTRIBUTES = ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young", "Eyeglasses", "Bangs", "Smiling"]
+ATTRIBUTES = [
+    "Black_Hair",
+    "Blond_Hair",
+    "Brown_Hair",
+    "Male",
+    "Young",
+    "Eyeglasses",
+    "Bangs",
+    "Smiling",
+    "Bald",
+    "Bushy_Eyebrows",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "No_Beard",
+    "Pale_Skin",
+]
 _CHUNK_PIXELS = 1 << 14  # pixels painted at once: the working arrays of a chunk stay in the cache
 _PLACE_DRAWS = 24
 
@@ -26,9 +41,11 @@ def render_faces(start, count, size, seed):
         seed: any number or name.
 
     Returns:
-        images uint8 (n, S, S, 3), RGB; attributes int8 (n, 8), 0 or 1, in the order of ``ATTRIBUTES``,
-        at most one of the hair colours set (grey and red hair have none); boxes float32 (n, 4), the
-        face's x1, y1, x2, y2 in pixels: hairline to chin, ear to ear.
+        images uint8 (n, S, S, 3), RGB; attributes int8 (n, 14), 0 or 1, in the order of ``ATTRIBUTES``,
+        with CelebA's meaning: at most one of the hair colours set (grey and red hair have none, nor has
+        a bald man), stubble, beard or moustache unset No_Beard, and a full beard counts as Mustache
+        where it covers the upper lip; boxes float32 (n, 4), the face's x1, y1, x2, y2 in pixels:
+        hairline to chin, ear to ear.
     """
     images = np.empty((count, size, size, 3), np.uint8)
     attributes = np.empty((count, len(ATTRIBUTES)), np.int8)
@@ -37,14 +54,17 @@ def render_faces(start, count, size, seed):
     for low in range(0, count, chunk):
         part = slice(low, min(low + chunk, count))
         drawn = _draw(_keys(start + part.start, start + part.stop, seed), size)
-        place = _portrait_place(drawn.place, size)
-        canvas = _backdrop(drawn, size)
-        frame = rendering.Frame(size, size, place)
-        rendering.paint_people(canvas, frame, drawn.traits, drawn.strands, drawn.coarse)
-        images[part] = rendering.finish(canvas, drawn.traits, drawn.noise)
-        attributes[part] = _attributes(drawn.traits)
-        boxes[part] = rendering.face_box(drawn.traits, place)
+        images[part], attributes[part], boxes[part] = _portraits(drawn, size)
     return images, attributes, boxes
+
+
+def _portraits(drawn, size):
+    place = _portrait_place(drawn.place, size)
+    canvas = _backdrop(drawn, size)
+    frame = rendering.Frame(size, size, place)
+    rendering.paint_people(canvas, frame, drawn.traits, drawn.strands, drawn.coarse)
+    images = rendering.finish(canvas, drawn.traits, drawn.noise)
+    return images, _attributes(drawn.traits), rendering.face_box(drawn.traits, place)
 
 
 def face_landmarks(start, count, size, seed):
@@ -68,9 +88,10 @@ def _draw(keys, size):
         coarse.append(random.random((rendering.COARSE, rendering.COARSE), np.float32))
         back.append(random.random((3, 5, 5), np.float32))
         noise.append(random.standard_normal((size, size), np.float32))
-    place = np.stack(places).astype(np.float32)
+    place, uniform = np.stack(places).astype(np.float32), np.stack(uniform)
     return SimpleNamespace(
-        traits=rendering.draw_traits(np.stack(uniform)),
+        uniform=uniform,
+        traits=rendering.draw_traits(uniform),
         place=place,
         strands=np.stack(strands),
         coarse=np.stack(coarse),
@@ -118,10 +139,25 @@ def _backdrop(drawn, size):
 
 
 def _attributes(traits):
-    kind = traits.hair_kind[:, 0, 0]
-    flags = [traits.male, traits.young, traits.glasses, traits.bangs, traits.smiling]
-    columns = [kind == 0, kind == 1, kind == 2, *(flag[:, 0, 0] for flag in flags)]
-    return np.stack(columns, 1).astype(np.int8)
+    t = traits
+    hair = np.where(t.bald > 0, -1, t.hair_kind)
+    columns = {
+        "Black_Hair": hair == 0,
+        "Blond_Hair": hair == 1,
+        "Brown_Hair": hair == 2,
+        "Male": t.male,
+        "Young": t.young,
+        "Eyeglasses": t.glasses,
+        "Bangs": t.bangs,
+        "Smiling": t.smiling,
+        "Bald": t.bald,
+        "Bushy_Eyebrows": t.bushy,
+        "Mouth_Slightly_Open": t.mouth_is_open,
+        "Mustache": t.moustache,
+        "No_Beard": t.beard_is_clean,
+        "Pale_Skin": t.pale,
+    }
+    return np.concatenate([columns[name] for name in ATTRIBUTES], 1)[:, :, 0].astype(np.int8)
 
 
 def render_scenes(start, count, size, seed, faces=(1, 4)):

@@ -2,12 +2,16 @@
 
 A model is a class with
 
-- ``title``: its name in the tables; ``attributes``: the attributes it knows, in the order of its labels;
+- ``title``: its name in the tables; ``paper``, ``licence``: where it comes from, and the terms of its
+  public weights; ``attributes``: the attributes it knows, in the order of its labels;
 - ``networks``: {name: nn.Module}, what a checkpoint holds (``generator``, ``discriminator`` …);
+  ``public_parts``, ``public_attributes``: under which names the public checkpoints have them, and the
+  order of their labels (deepfakes/importing.py);
 - ``features(x, attributes)``: (N, C, h, w), the encoder that the paper attacks; no decoder is run;
-- ``target_names``, ``targets(attributes)``: (T, N, A), the labels of every edit of the tables;
+- ``target_names``, ``targets(attributes)``: (T, N, A), the labels of every edit of the tables, each named
+  by the attribute it changes; NaN: the edit leaves this attribute alone;
 - ``edit(x, target)``: (N, 3, S, S); ``edits(x, attributes)``: (N, T, 3, S, S);
-- ``discriminator_loss``, ``generator_loss``: its own training losses (training: deepfakes/training.py).
+- ``training_step``: its own losses (training: deepfakes/training.py).
 
 x is float32 (N, 3, S, S), RGB in [-1, 1]; attributes are float32 (N, A) of 0 and 1.
 """
@@ -21,6 +25,31 @@ from safetensors.torch import load_file
 from holdfast.errors import HoldfastError
 from holdfast.seeds import seed_of
 from holdfast.tensors import write_tensors
+from holdfast.training.loop import linear_decay
+
+
+class DeepfakeModel:
+    """What most models have in common; one overrides what its paper does otherwise."""
+
+    clip_norm = None  # largest norm of a network's gradient in training
+
+    def edits(self, x, attributes):
+        """(N, T, 3, S, S): every edit of ``target_names``, side by side."""
+        return torch.stack([self.edit(x, target) for target in self.targets(attributes)], dim=1)
+
+    def optimisers(self, settings):
+        """{network: optimiser}: Adam(0.5, 0.999), with the rates of the settings."""
+        return {
+            name: torch.optim.Adam(self.networks[name].parameters(), settings[f"{name}_rate"], (0.5, 0.999))
+            for name in ("generator", "discriminator")
+        }
+
+    def rate_factor(self, step, iterations):
+        """What the learning rates of step `step` are multiplied by: StarGAN's linear decay."""
+        return linear_decay(step, iterations)
+
+    def prepare(self, faces):
+        """Take from the training set what the model needs of it beyond training; most need nothing."""
 
 
 def build(registry, name, settings, image_size, seed_names=None):
@@ -41,15 +70,27 @@ def build(registry, name, settings, image_size, seed_names=None):
         return registry[name](settings, image_size)
 
 
-def save(model, path):
-    """All networks of a model in one safetensors file, keys prefixed with the network's name."""
+def save(model, path, fresh=()):
+    """All networks of a model in one safetensors file, keys prefixed with the network's name.
+
+    Args:
+        fresh: networks that no checkpoint brought: initialised here, and trained in retraining only.
+    """
     tensors = {
         f"{part}.{key}": value
         for part, network in model.networks.items()
         for key, value in network.state_dict().items()
     }
     about = {"model": type(model).__name__, "attributes": ",".join(model.attributes)}
+    if fresh:
+        about["fresh"] = ",".join(fresh)
     write_tensors(path, tensors, about)
+
+
+def fresh_networks(path):
+    """Names of the networks that :func:`save` was told no checkpoint had brought."""
+    with safe_open(path, "pt") as file:
+        return list(filter(None, (file.metadata() or {}).get("fresh", "").split(",")))
 
 
 def load(model, path):
@@ -82,22 +123,30 @@ def load(model, path):
             expected=",".join(model.attributes),
             repair=repair,
         )
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    check_shapes({key: tuple(value.shape) for key, value in tensors.items()}, expected, Path(path), repair)
+    for part, network in model.networks.items():
+        own = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
+        network.load_state_dict(own, strict=True)
+    return model
+
+
+def check_shapes(found, expected, file, repair):
+    """Compare {key: shape} of a checkpoint with those of a network.
+
+    Raises:
+        HoldfastError: they differ; names the first key that does.
+    """
     if found != expected:
         differing = sorted(
             key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
         )
         key = differing[0]
         raise HoldfastError(
-            f"the checkpoint {Path(path)} is of another architecture ({len(differing)} entries differ)",
+            f"the checkpoint {file} is of another architecture ({len(differing)} entries differ)",
             found=f"{key}: {found.get(key, 'missing')}",
             expected=f"{key}: {expected.get(key, 'nothing of this name')}",
             repair=repair,
         )
-    for part, network in model.networks.items():
-        own = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
-        network.load_state_dict(own, strict=True)
-    return model
 
 
 def freeze(model, device="cpu"):

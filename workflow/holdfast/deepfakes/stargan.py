@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from holdfast.deepfakes.losses import attribute_loss, gradient_penalty
+from holdfast.deepfakes.model import DeepfakeModel
 from holdfast.errors import HoldfastError
 
 SETTINGS = {
@@ -136,22 +138,27 @@ def with_label_maps(x, labels):
     return torch.cat([x, maps], dim=1)
 
 
-class StarGAN:
+class StarGAN(DeepfakeModel):
     """The deepfake model as the rest of Holdfast sees it (interface: deepfakes/model.py)."""
 
     title = "StarGAN"
+    paper = "Choi et al., CVPR 2018"
+    licence = "MIT (code); weights for research on CelebA's terms"
+    public_parts = {}  # a file for each network
+    public_attributes = SETTINGS["attributes"]["default"]
+    make_generator = Generator
 
     def __init__(self, settings, image_size):
         self.settings, self.image_size = settings, image_size
         if image_size % 4 or image_size < 2 ** settings["discriminator_layers"]:
             raise HoldfastError(
-                f"StarGAN does not fit images of {image_size} px",
+                f"{self.title} does not fit images of {image_size} px",
                 expected=f"a multiple of 4, at least {2 ** settings['discriminator_layers']} "
                 f"for {settings['discriminator_layers']} discriminator layers",
-                repair="change image_size, or deepfakes.stargan.discriminator_layers",
+                repair="change image_size, or the model's discriminator_layers",
             )
         self.attributes = tuple(settings["attributes"])
-        self.generator = Generator(settings["generator_channels"], len(self.attributes))
+        self.generator = self.make_generator(settings["generator_channels"], len(self.attributes))
         self.discriminator = Discriminator(
             image_size,
             settings["discriminator_channels"],
@@ -188,9 +195,17 @@ class StarGAN:
     def edit(self, x, target):
         return self.generator(x, target)
 
-    def edits(self, x, attributes):
-        """(N, T, 3, S, S): every target of :attr:`target_names`."""
-        return torch.stack([self.edit(x, target) for target in self.targets(attributes)], dim=1)
+    def training_step(self, batches, step, random, settings):
+        """A critic step, and a generator step every `critic_steps`-th time (deepfakes/training.py)."""
+        x, attributes = batches.at(step)
+        target = attributes[torch.randperm(len(x), generator=random)]
+        mix = torch.rand(len(x), 1, 1, 1, generator=random).to(x.device)
+        self.discriminator.requires_grad_(True)
+        yield "discriminator", *self.discriminator_loss(x, attributes, target, mix)
+        if (step + 1) % settings["critic_steps"] == 0:
+            # The generator's loss flows through the discriminator; its own gradients are not needed.
+            self.discriminator.requires_grad_(False)
+            yield "generator", *self.generator_loss(x, attributes, target)
 
     def discriminator_loss(self, x, attributes, target, mix):
         """WGAN-GP and classification of real images. `mix`: (N, 1, 1, 1) in [0, 1], for the penalty."""
@@ -199,10 +214,7 @@ class StarGAN:
         with torch.no_grad():
             fake = self.generator(x, target)
         realness_of_fake, _ = self.discriminator(fake)
-        between = (mix * x + (1 - mix) * fake).requires_grad_(True)
-        score, _ = self.discriminator(between)
-        (gradient,) = torch.autograd.grad(score.sum(), between, create_graph=True)
-        penalty = ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
+        penalty = gradient_penalty(lambda images: self.discriminator(images)[0], x, fake, mix)
         adversarial = realness_of_fake.mean() - real.mean()
         classification = attribute_loss(logits, attributes)
         total = adversarial + settings["lambda_gp"] * penalty + settings["lambda_cls"] * classification
@@ -228,11 +240,6 @@ class StarGAN:
             "g_cls": classification.item(),
             "g_rec": reconstruction.item(),
         }
-
-
-def attribute_loss(logits, attributes):
-    """Binary cross-entropy summed over the attributes, mean over the batch (StarGAN, Eq. 2-3)."""
-    return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)
 
 
 REGISTER = {"stargan": StarGAN}

@@ -1,21 +1,25 @@
 """Training of a deepfake model: for pretraining on clean faces and for the attacker's retraining alike.
 
-A model brings its own losses (deepfakes/model.py); the schedule is StarGAN's: `iterations` critic steps,
-a generator step every `critic_steps` of them, Adam(0.5, 0.999), rates that fall linearly over the second
-half.
+A model brings its own optimisers, schedule of rates and losses (deepfakes/model.py). Its `training_step`
+is a generator: it yields (network, loss, figures for the log) in the order of its updates, and goes on
+when that network has been updated, so that a later loss may use what an earlier one computed.
 """
 
+import numpy as np
 import torch
 
 from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
-from holdfast.training.loop import batch_positions, linear_decay, run_steps
-
-BETAS = (0.5, 0.999)
+from holdfast.training.loop import batch_positions, run_steps
 
 # What the schedule below needs of every model's settings; a model's module adds its own to these.
 SETTINGS = {
-    "iterations": {"type": "integer", "minimum": 1, "default": 200000, "description": "Critic steps."},
+    "iterations": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 200000,
+        "description": "Training steps: of the critic, where there is one.",
+    },
     "batch": {"type": "integer", "minimum": 2, "default": 16, "description": "Images per step."},
     "generator_rate": {
         "type": "number",
@@ -43,14 +47,39 @@ SETTINGS = {
 }
 
 
+class Batches:
+    """The training split as a model draws from it.
+
+    `labels` is float32 (n, A), the attributes of all its faces; :meth:`at` gives batches.
+    """
+
+    def __init__(self, faces, positions, model, size, seed_names, device):
+        self.faces, self.positions, self.size = faces, positions, size
+        self.seed_names, self.device = seed_names, device
+        self.labels = faces.labels(positions, model.attributes)
+
+    def at(self, step, rows=None, *names):
+        """Images (N, 3, S, S) and attributes (N, A) of step `step`'s batch.
+
+        Args:
+            rows: int array, those of `labels` to draw from; None: all.
+            names: of this choice of rows, for its order of faces.
+        """
+        rows = np.arange(len(self.labels)) if rows is None else rows
+        chosen = batch_positions(rows, self.size, step, *self.seed_names, *names)
+        x = self.faces.pixels(self.positions[chosen])
+        return x.to(self.device, memory_format=torch.channels_last), self.labels[chosen].to(self.device)
+
+
 def train_deepfake(model, faces, settings, seed_names, *, state_path=None, device="cpu", on_sample=None):
     """Train all networks of `model` on the split `train` of `faces`.
 
     Args:
         model: a deepfake model; trained in place, on `device`, and returned there.
         faces: a FaceSet that has the model's attributes.
-        settings: iterations, batch, generator_rate, discriminator_rate, critic_steps, precision.
-        seed_names: names that seed batches, target labels and the gradient penalty.
+        settings: iterations, batch, generator_rate, discriminator_rate, critic_steps, precision, and
+            what the model's own training needs.
+        seed_names: names that seed batches and all that a step draws.
         state_path: see training/loop.py.
         on_sample: optional, called with the fraction done, ten times and at the end.
 
@@ -68,47 +97,36 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
             expected="at least 2",
             repair="lower attacker.threshold, or protect more images (attacker.images)",
         )
-    networks, batch = model.networks, settings["batch"]
+    networks, iterations = model.networks, settings["iterations"]
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    critic, maker = networks["discriminator"], networks["generator"]
-    optimisers = {
-        "generator": torch.optim.Adam(maker.parameters(), settings["generator_rate"], BETAS),
-        "discriminator": torch.optim.Adam(critic.parameters(), settings["discriminator_rate"], BETAS),
-    }
-    rates = {name: settings[f"{name}_rate"] for name in optimisers}
+    batches = Batches(faces, positions, model, settings["batch"], seed_names, device)
+    optimisers = model.optimisers(settings)
+    rates = {name: [group["lr"] for group in thing.param_groups] for name, thing in optimisers.items()}
     device_type = torch.device(device).type
-    iterations = settings["iterations"]
 
-    def take_step(name, loss):
-        optimisers[name].zero_grad(set_to_none=True)
+    def update(name, loss, step):
+        optimiser = optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        for group in optimisers[name].param_groups:
-            group["lr"] = rates[name] * linear_decay(take_step.at, iterations)
-        optimisers[name].step()
+        if model.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(networks[name].parameters(), model.clip_norm)
+        for group, rate in zip(optimiser.param_groups, rates[name], strict=True):
+            group["lr"] = rate * model.rate_factor(step, iterations)
+        optimiser.step()
 
     def step_fn(step):
-        take_step.at = step
-        random = generator(*seed_names, "step", step)
-        chosen = batch_positions(positions, batch, step, *seed_names)
-        x = faces.pixels(chosen).to(device, memory_format=torch.channels_last)
-        labels = faces.labels(chosen, model.attributes).to(device)
-        target = labels[torch.randperm(batch, generator=random)]
-        mix = torch.rand(batch, 1, 1, 1, generator=random).to(device)
         losses = {}
-        with torch.autocast(device_type, torch.bfloat16, enabled=settings["precision"] == "bfloat16"):
-            critic.requires_grad_(True)
-            loss, shown = model.discriminator_loss(x, labels, target, mix)
-        take_step("discriminator", loss)
-        losses |= shown
-        if (step + 1) % settings["critic_steps"] == 0:
-            # The generator's loss flows through the discriminator; its own gradients are not needed.
-            critic.requires_grad_(False)
+        random = generator(*seed_names, "step", step)
+        updates = model.training_step(batches, step, random, settings)
+        while True:
             with torch.autocast(device_type, torch.bfloat16, enabled=settings["precision"] == "bfloat16"):
-                loss, shown = model.generator_loss(x, labels, target)
-            take_step("generator", loss)
+                found = next(updates, None)
+            if found is None:
+                return losses
+            name, loss, shown = found
+            update(name, loss, step)
             losses |= shown
-        return losses
 
     def after_step(step, log):
         if on_sample is not None and (step + 1) % max(1, iterations // 10) == 0:

@@ -207,6 +207,8 @@ class RetinaFace:
     """
 
     title = "RetinaFace"
+    paper = "Deng et al., CVPR 2020"
+    licence = "MIT (code and weights)"
 
     def __init__(self, settings=None):
         self.settings = _checked(settings or {})

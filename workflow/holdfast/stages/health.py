@@ -58,7 +58,7 @@ def health_records(work, model, faces, classifier, subject, seeds=None):
                 stream.update(x, y)
             column = model.attributes.index(name)
             differs = target[:, column] != labels[:, column]
-            hit = classifier.predict(y)[:, judged][:, column] == target[:, column].bool()
+            hit = classifier.predict(y)[:, judged][:, column] == (target[:, column] > 0.5)
             changed[name] += int(differs.sum())
             right[name] += int((hit & differs).sum())
     provenance = work.provenance(**(seeds or {}))

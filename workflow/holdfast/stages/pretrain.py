@@ -1,14 +1,17 @@
 """Stage pretrain: the attribute classifier, the deepfake models, the detectors, and their health."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import torch
 
+from holdfast.data.download import fetch
 from holdfast.data.pixels import to_bytes, to_float
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.deepfakes.classifier import train_classifier as fit_classifier
+from holdfast.deepfakes.importing import import_weights, sources_of
 from holdfast.deepfakes.training import train_deepfake
 from holdfast.detectors import DETECTORS
 from holdfast.detectors.training import train_detector
@@ -87,8 +90,14 @@ def sheet_of(model, faces, path, device, count=8):
     if not len(positions):
         positions = faces.positions("train", count)
     x = faces.pixels(positions).to(device)
+    # As the model is used: batch normalisation neither takes nor leaves anything here.
+    training = {name: network.training for name, network in model.networks.items()}
+    for network in model.networks.values():
+        network.eval()
     with torch.no_grad():
         edits = model.edits(x, faces.labels(positions, model.attributes).to(device))
+    for name, network in model.networks.items():
+        network.train(training[name])
     cells = torch.cat([x[:, None], edits], dim=1)
     grid = to_bytes(cells.flatten(0, 1)).reshape(*cells.shape[:2], x.shape[2], x.shape[3], 3)
     sample_sheet(path, grid, ["input", *model.target_names])
@@ -100,6 +109,7 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
     trained = own_settings(settings)
     names = ("pretrain", name, config["seed"])
     model = deepfake_model.build(DEEPFAKES, name, settings, config["image_size"], names)
+    model.prepare(faces)
     state = state_file(
         config, f"pretrain_{name}", trained, config["image_size"], names, fingerprint(faces.folder)
     )
@@ -111,6 +121,32 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
     log = train_deepfake(model, faces, settings, names, state_path=state, device=device, on_sample=on_sample)
     deepfake_model.save(model, weights)
     write_log(log, log_csv, curves)
+    sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
+
+
+def import_deepfake(config, name, index_csv, weights, samples):
+    """Take over the public checkpoint that the config names, in the place of pretraining.
+
+    A discriminator that no file brings is initialised here, and trained when the attacker retrains.
+    """
+    faces, settings = open_faces(index_csv), config["deepfakes"][name]
+    model = deepfake_model.build(
+        DEEPFAKES, name, settings, config["image_size"], ("pretrain", name, config["seed"])
+    )
+    files = []
+    for source in sources_of(settings["weights"]):
+        path = source.get("path")
+        if path is None:
+            url = source["url"]
+            path = Path(weights).parent / "download" / Path(urlsplit(url).path).name
+            fetch(url, path, sha256=source["sha256"])
+        files.append({**source, "path": Path(path).expanduser()})
+    fresh = import_weights(model, files)
+    model.prepare(faces)
+    if fresh:
+        print(f"{model.title}: no checkpoint brings the {', '.join(fresh)}; retraining starts it anew")
+    deepfake_model.save(model, weights, fresh)
+    device = device_of(config)
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
 
 

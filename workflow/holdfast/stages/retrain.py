@@ -96,13 +96,16 @@ def retrain(
         work.sha256(pretrained),
     )
     log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
-    deepfake_model.save(model, weights)
+    deepfake_model.save(model, weights, deepfake_model.fresh_networks(pretrained))
     write_log(log, log_csv, curves)
     sheet_of(deepfake_model.freeze(model, work.device), open_faces(index_csv), samples, work.device)
 
 
 def measure_retrained(config, name, defence, seed, weights, index_csv, classifier, records):
-    """Records of the retrained model on clean faces (Table V)."""
+    """Records of the retrained model on clean faces (Table V).
+
+    `extra.fresh` of a record names the networks that no checkpoint had brought.
+    """
     work = Work(config, [weights, index_csv, classifier])
     subject = {
         "dataset": config["training_set"],
@@ -112,14 +115,15 @@ def measure_retrained(config, name, defence, seed, weights, index_csv, classifie
         "seed": seed,
         "detector": config["attacker"]["detector"],
     }
-    write_records(
-        records,
-        health_records(
-            work,
-            work.deepfake(name, weights),
-            open_faces(index_csv),
-            work.classifier(classifier),
-            subject,
-            {"perturbation_seed": seed},
-        ),
+    measured = health_records(
+        work,
+        work.deepfake(name, weights),
+        open_faces(index_csv),
+        work.classifier(classifier),
+        subject,
+        {"perturbation_seed": seed},
     )
+    fresh = deepfake_model.fresh_networks(weights)
+    for record in measured if fresh else ():
+        record["extra"] = {**record.get("extra", {}), "fresh": fresh}
+    write_records(records, measured)

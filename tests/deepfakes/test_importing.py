@@ -1,0 +1,191 @@
+"""Public checkpoints: what they hold is taken over, whatever is wrong is told, and no code of theirs runs."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from holdfast.config import registered
+from holdfast.deepfakes import DEEPFAKES
+from holdfast.deepfakes.importing import import_weights, sources_of
+from holdfast.deepfakes.model import fresh_networks, load, save
+from holdfast.errors import HoldfastError
+from holdfast.files import sha256_of
+
+SMALL = {
+    "stargan": {"generator_channels": 4, "discriminator_channels": 4, "discriminator_layers": 3},
+    "attentiongan": {"generator_channels": 4, "discriminator_channels": 4, "discriminator_layers": 3},
+    "attgan": {
+        "channels": 2,
+        "layers": 3,
+        "discriminator_channels": 2,
+        "discriminator_layers": 3,
+        "hidden": 4,
+    },
+    "hisd": {
+        "channels": 2,
+        "translator_channels": 2,
+        "discriminator_channels": 2,
+        "discriminator_layers": 3,
+        "mapper_channels": 3,
+        "style": 4,
+        "noise": 2,
+    },
+}
+
+
+def small(name, seed=0, **settings):
+    defaults = {key: value.get("default") for key, value in registered("deepfakes")[name].items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DEEPFAKES[name](defaults | SMALL[name] | settings, 16)
+
+
+def weights(model):
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in model.networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def public_files(model, folder):
+    """The files of `model` as its public code writes them."""
+    if model.public_parts:
+        parts = {public: model.networks[name].state_dict() for name, public in model.public_parts.items()}
+    else:
+        parts = {name: network.state_dict() for name, network in model.networks.items()}
+    together = len(model.public_parts) == 2
+    files = [parts] if together else ([{k: v} for k, v in parts.items()])
+    paths = []
+    for number, content in enumerate(files):
+        path = folder / f"{number}.pth"
+        torch.save(content if model.public_parts else next(iter(content.values())), path)
+        paths.append({"path": path})
+    return paths
+
+
+@pytest.mark.parametrize("name", sorted(DEEPFAKES))
+def test_public_files_are_taken_over(name, tmp_path):
+    public, model = small(name, 1), small(name, 2)
+    assert import_weights(model, public_files(public, tmp_path)) == []
+    found, expected = weights(model), weights(public)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_wrapper_prefix_and_uncounted_batches(suffix, tmp_path):
+    public, model = small("stargan", 1), small("stargan", 2)
+    path = tmp_path / f"G{suffix}"
+    part = {
+        f"module.{key}": value
+        for key, value in public.generator.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    torch.save(part, path) if suffix == ".pth" else save_file(part, path)
+    before = model.discriminator.state_dict()
+    assert import_weights(model, [{"path": path}]) == ["discriminator"]
+    for key, value in public.generator.state_dict().items():
+        assert torch.equal(model.generator.state_dict()[key], value)
+    assert all(torch.equal(model.discriminator.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_fresh_discriminator_is_remembered_in_our_file(tmp_path):
+    model = small("attgan")
+    save(model, tmp_path / "fresh.safetensors", ["discriminator"])
+    save(model, tmp_path / "whole.safetensors")
+    assert fresh_networks(tmp_path / "fresh.safetensors") == ["discriminator"]
+    assert fresh_networks(tmp_path / "whole.safetensors") == []
+    load(small("attgan", 3), tmp_path / "fresh.safetensors")
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def spoiled(kind, tmp_path):
+    model, path = small("attgan", 1), tmp_path / "weights.pth"
+    content = {"G": model.generator.state_dict()}
+    if kind == "code":
+        content["G"]["harm"] = Harm(tmp_path / "harm")
+    elif kind == "fewer attributes":
+        content = {"G": small("attgan", attributes=model.attributes[:12]).generator.state_dict()}
+    elif kind == "wider":
+        content = {"G": small("attgan", channels=4).generator.state_dict()}
+    elif kind == "another model":
+        content = small("stargan").generator.state_dict()
+    elif kind == "no part":
+        content = {"optimiser": {}}
+    elif kind == "list":
+        content = [1]
+    elif kind == "no generator":
+        content = {"D": model.discriminator.state_dict()}
+    torch.save(content, path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("<!doctype html>")
+    elif kind == "missing":
+        path.unlink()
+    file = {"path": path}
+    if kind == "sha256":
+        file["sha256"] = "0" * 64
+    elif kind == "order":
+        file["attributes"] = sorted(model.attributes, reverse=True)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("code", "more than tensors.*mkdir"),
+        ("fewer attributes", "another architecture.*dec_layers.0.layers.0.weight"),
+        ("wider", "another architecture"),
+        ("another model", "another architecture"),
+        ("no part", "no part that AttGAN knows.*optimiser"),
+        ("list", "not a dictionary"),
+        ("no generator", "lack its generator"),
+        ("truncated", "cannot read"),
+        ("empty", "cannot read"),
+        ("text", "more than tensors|cannot read"),
+        ("missing", "cannot read"),
+        ("sha256", "not the one.*sha256 0000"),
+        ("order", "other attributes.*Young, Pale_Skin"),
+    ],
+)
+def test_wrong_checkpoints_change_nothing_and_run_nothing(kind, words, tmp_path):
+    model = small("attgan", 2)
+    before = weights(model)
+    with pytest.raises(HoldfastError) as caught:
+        import_weights(model, [spoiled(kind, tmp_path)])
+    assert re.search(words, str(caught.value), re.S), caught.value
+    assert "weights_only` to `False" not in str(caught.value)
+    assert not (tmp_path / "harm").exists()
+    after = weights(model)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_right_sha256_and_a_declared_order(tmp_path):
+    order = ["Young", "Male", "Black_Hair"]
+    public, model = small("stargan", 1, attributes=order), small("stargan", 2, attributes=order)
+    (generator, discriminator) = public_files(public, tmp_path)
+    with pytest.raises(HoldfastError, match="other attributes"):
+        import_weights(model, [generator])
+    generator |= {"sha256": sha256_of(generator["path"]).upper(), "attributes": order}
+    assert import_weights(model, [generator, discriminator | {"attributes": order}]) == []
+
+
+def test_sources():
+    assert sources_of("train") == []
+    assert sources_of("a.pth") == [{"path": "a.pth"}]
+    assert sources_of(["a.pth", {"url": "https://host/b", "sha256": "0" * 64}])[1]["sha256"] == "0" * 64
+    assert sources_of({"path": Path("a")}) == [{"path": Path("a")}]

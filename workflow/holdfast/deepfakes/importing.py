@@ -1,0 +1,176 @@
+"""Public checkpoints of deepfake models, checked and taken over instead of pretraining.
+
+A file is a state dictionary of one network (StarGAN's and AttentionGAN's `…-G.ckpt`, `…-D.ckpt`), or a
+dictionary of several under the names of the model's `public_parts` (AttGAN's `G`; HiSD's `gen`, `gen_test`
+and `dis`). It is read without running any code in it, and must fit the network key by key.
+"""
+
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from holdfast.deepfakes import model as deepfake_model
+from holdfast.errors import HoldfastError
+from holdfast.files import sha256_of
+
+WRAPPER = "module."  # what torch.nn.DataParallel puts before every key
+REPAIR = "name the model's own public checkpoint in deepfakes.<name>.weights, or write `weights: train`"
+
+
+def sources_of(weights):
+    """`weights` of the config as a list of {path or url, sha256, attributes}; empty: train."""
+    if weights == "train":
+        return []
+    entries = weights if isinstance(weights, list) else [weights]
+    return [entry if isinstance(entry, dict) else {"path": entry} for entry in entries]
+
+
+def import_weights(model, files):
+    """Fill `model` from public checkpoints.
+
+    Args:
+        model: a deepfake model with settings of the published architecture (or of the files').
+        files: list of {"path", optional "sha256", optional "attributes"}; `attributes` is the order of
+            the file's labels, where it is not that of the public checkpoint.
+
+    Returns:
+        Names of the networks that no file has; they are as they were. Only the discriminator may lack.
+
+    Raises:
+        HoldfastError: a file is missing, damaged, holds code, has another sha256, other attributes or
+            another architecture; or there is no generator. The model is then as it was.
+    """
+    found = {}
+    for file in files:
+        path = Path(file["path"])
+        if file.get("sha256"):
+            _check_sha256(path, file["sha256"])
+        content = _read(path)
+        known = content.get("attributes") if isinstance(content.get("attributes"), list) else None
+        _check_attributes(model, path, file.get("attributes") or known or model.public_attributes)
+        found |= {name: (path, part) for name, part in _parts(model, content, path).items()}
+    # HiSD's reference faces are no network of the public checkpoint.
+    networks = {
+        name: thing for name, thing in model.networks.items() if next(thing.parameters(), None) is not None
+    }
+    missing = [name for name in networks if name not in found]
+    if set(missing) - {"discriminator"}:
+        raise HoldfastError(
+            f"the checkpoints of {model.title} lack its {missing[0]}",
+            found=", ".join(str(file["path"]) for file in files),
+            expected=" and ".join(name for name in networks if name != "discriminator"),
+            repair=REPAIR,
+        )
+    for name, (path, part) in found.items():
+        _check_architecture(model, name, part, path)
+    for name, (_, part) in found.items():
+        networks[name].load_state_dict(part, strict=True)
+    return missing
+
+
+def _read(path):
+    """The content of a checkpoint as a dictionary; no code of it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The message of PyTorch advises to load the file all the same.
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        raise HoldfastError(
+            f"the checkpoint {path} is damaged, or holds more than tensors",
+            found=f"the pickled object {foreign[1]}" if foreign else "no tensors that can be read",
+            expected="tensors in dictionaries; nothing else is loaded, and no code of the file was run",
+            repair=REPAIR,
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise HoldfastError(
+            f"cannot read the checkpoint {path}",
+            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            expected="a whole checkpoint of PyTorch, or safetensors",
+            repair="fetch it again; " + REPAIR,
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise HoldfastError(
+            f"the checkpoint {path} is not a dictionary of tensors",
+            found=type(content).__name__,
+            expected="a state dictionary, or several by name",
+            repair=REPAIR,
+        )
+    return content
+
+
+def _check_sha256(path, wanted):
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise HoldfastError(
+            f"cannot read the checkpoint {path}", found=str(error), expected="a file", repair=REPAIR
+        ) from error
+    if actual != wanted.lower():
+        raise HoldfastError(
+            f"the checkpoint {path} is not the one that the config means",
+            found=f"sha256 {actual}",
+            expected=f"sha256 {wanted.lower()}",
+            repair="fetch it again, or correct deepfakes.<name>.weights.sha256",
+        )
+
+
+def _check_attributes(model, path, order):
+    if list(order) != list(model.attributes):
+        raise HoldfastError(
+            f"the checkpoint {path} has other attributes, or another order of them, than {model.title} here",
+            found=", ".join(order),
+            expected=", ".join(model.attributes),
+            repair="write the file's order as deepfakes.<name>.attributes; if it is not the public "
+            "checkpoint, say its own as deepfakes.<name>.weights.attributes",
+        )
+
+
+def _parts(model, content, path):
+    """{network: state dictionary without wrapper prefix} of what a file holds."""
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
+        part = _unwrapped(content)
+        shared = {
+            name: len(part.keys() & network.state_dict().keys()) for name, network in model.networks.items()
+        }
+        return {max(shared, key=shared.get): part}
+    parts = {
+        name: _unwrapped(content[public])
+        for name, public in model.public_parts.items()
+        if isinstance(content.get(public), dict)
+    }
+    if not parts:
+        raise HoldfastError(
+            f"the checkpoint {path} has no part that {model.title} knows",
+            found=", ".join(map(str, content)),
+            expected=", ".join(model.public_parts.values()) or "the state dictionary of one network",
+            repair=REPAIR,
+        )
+    return parts
+
+
+def _unwrapped(part):
+    part = {str(key): value for key, value in part.items()}
+    if all(key.startswith(WRAPPER) for key in part):
+        part = {key.removeprefix(WRAPPER): value for key, value in part.items()}
+    return part
+
+
+def _check_architecture(model, name, part, path):
+    wanted = model.networks[name].state_dict()
+    for key, value in wanted.items():
+        # Files of before PyTorch 0.4.1 do not count the batches of a normalisation; nothing reads it.
+        if key.endswith(".num_batches_tracked"):
+            part.setdefault(key, value)
+    deepfake_model.check_shapes(
+        {key: tuple(getattr(value, "shape", ())) for key, value in part.items()},
+        {key: tuple(value.shape) for key, value in wanted.items()},
+        f"{path} ({name} of {model.title})",
+        REPAIR,
+    )
