@@ -716,7 +716,7 @@ def test_a_step_draws_a_value_that_its_faces_have_and_another_to_aim_at(tiny, ta
     positions = tagged_faces.positions("train")
     labels = dict(zip(positions, tagged_faces.labels(positions, model.attributes), strict=True))
     pixels = {position: tagged_faces.pixels([position])[0] for position in positions}
-    drawn = draws(model, tagged_faces, 80)
+    drawn = draws(model, tagged_faces, 160)
     for tag, value, _, x, conditions in drawn:
         for image, told in zip(x, conditions, strict=True):
             (position,) = [p for p in positions if torch.equal(pixels[p], image)]
@@ -733,12 +733,19 @@ def test_a_step_draws_a_value_that_its_faces_have_and_another_to_aim_at(tiny, ta
     }
 
 
-def test_a_value_that_no_training_face_has_is_never_drawn(tiny, labelled_faces):
+def test_values_that_no_training_face_has_are_neither_source_nor_aim(tiny, labelled_faces):
     hair = ["Black_Hair", "Brown_Hair"]
     rows = [("train", [hair[n % 2]] + ["Bangs"] * (n // 2 % 2)) for n in range(8)]
     faces = labelled_faces([*rows, ("val", ["Eyeglasses", "Blond_Hair"])])
-    found = {(tag, value) for tag, value, *_ in draws(tiny(), faces, 60)}
-    assert found == {(0, 0), (0, 1), (1, 1), (2, 0), (2, 2)}  # no glasses (1, 0), no blond (2, 1)
+    found = {(tag, value, aim) for tag, value, aim, *_ in draws(tiny(), faces, 60)}
+    # No glasses, so nothing to move to; no blond hair (2, 1).
+    assert found == {(0, 0, 1), (0, 1, 0), (2, 0, 2), (2, 2, 0)}
+
+
+def test_faces_that_differ_in_no_tag_are_refused(tiny, labelled_faces):
+    faces = labelled_faces([("train", ["Black_Hair"])] * 4)
+    with pytest.raises(HoldfastError, match="no tag of which the training faces have two values"):
+        draws(tiny(), faces, 1)
 
 
 def test_a_step_judges_what_its_generator_made(tiny, tagged_faces):
