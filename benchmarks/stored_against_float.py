@@ -2,8 +2,8 @@
 
     python benchmarks/stored_against_float.py results/lab celeba tsdf
 
-For a finished run: l2_mask and sr_mask of x + W as float32, unclipped, and of the stored files (and PSNR, of both clipped), on
-the protected test split of a data set, for each deepfake model; all edits.
+For a finished run: l2_mask and sr_mask of x + W as float32, unclipped, and of the stored files (and PSNR,
+of both clipped), on the protected test split of a data set, for each deepfake model; all edits.
 """
 
 import json

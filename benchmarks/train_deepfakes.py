@@ -191,14 +191,12 @@ def hisd_step(trainer, step, random):
     model, settings = trainer.model, trainer.settings
     g, judge = model.generator, model.discriminator
     values = model._values(trainer.labels)
-    known = [
-        (tag, value)
-        for tag, count in enumerate(model.counts)
-        for value in range(count)
-        if (values[:, tag] == value).any()
-    ]
-    tag, value = known[torch.randint(len(known), (), generator=random)]
-    aim = (value + 1 + torch.randint(model.counts[tag] - 1, (), generator=random).item()) % model.counts[tag]
+    known = [(t, v) for t, c in enumerate(model.counts) for v in range(c) if (values[:, t] == v).any()]
+    moves = [(t, a, b) for t, a in known for u, b in known if t == u and a != b]
+    tags = sorted({move[0] for move in moves})
+    tag = tags[torch.randint(len(tags), (), generator=random)]
+    moves = [move for move in moves if move[0] == tag]
+    _, value, aim = moves[torch.randint(len(moves), (), generator=random)]
     x, attributes = trainer.batch(step, (values[:, tag] == value).nonzero().flatten().numpy(), tag, value)
     conditions = 2 * attributes[:, model.conditions] - 1
     noise = torch.randn(len(x), settings["noise"], generator=random).to(x.device)

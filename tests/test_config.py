@@ -321,6 +321,10 @@ def test_the_hash_does_not_depend_on_where_things_lie_or_on_the_order_of_keys():
     there["datasets"]["photos"] |= {"source": "/faces", "downloads": "/tmp"}
     reordered = dict(reversed(there.items()))
     assert config.hash_of(base) == config.hash_of(there) == config.hash_of(reordered)
+    given, elsewhere = copy.deepcopy(base), copy.deepcopy(base)
+    given["deepfakes"]["stargan"]["weights"] = "here/G.ckpt"
+    elsewhere["deepfakes"]["stargan"]["weights"] = {"path": "there/G.ckpt", "sha256": "0" * 64}
+    assert config.hash_of(given) == config.hash_of(elsewhere) != config.hash_of(base)
     assert re.fullmatch("[0-9a-f]{64}", config.hash_of(base))
     for path in (("epsilon",), ("seed",), ("datasets", "photos", "crop"), ("deepfakes", "stargan", "batch")):
         changed = copy.deepcopy(base)
@@ -429,8 +433,24 @@ def test_the_papers_constants_hold_in_every_preset(presets):
         attgan, hisd = others["attgan"], others["hisd"]
         assert len(attgan["attributes"]) == 13 and attgan["attributes"] == sorted(attgan["attributes"])
         assert [attgan[key] for key in ("lambda_rec", "lambda_cls", "lambda_cls_real")] == [100, 10, 1]
-        assert list(hisd["tags"]) == ["Bangs", "Eyeglasses", "HairColor"] and hisd["average"] == 0.99
+        assert [tag["name"] for tag in hisd["tags"]] == ["Bangs", "Eyeglasses", "HairColor"] and hisd[
+            "average"
+        ] == 0.99
         assert all(others["attentiongan"][key] == stargan[key] for key in ("lambda_rec", "attributes"))
+
+
+def test_a_wrong_checkpoint_entry_is_told_by_what_is_wrong_with_it():
+    told = str(refusal({"deepfakes": {"stargan": {"weights": {"path": "G.ckpt", "sha256": "05e1d4cb"}}}}))
+    assert "deepfakes.stargan.weights.sha256" in told and "05e1d4cb" in told and "64 hexadecimal" in told
+    told = str(refusal({"deepfakes": {"stargan": {"weights": {"url": "https://host/G.ckpt"}}}}))
+    assert "sha256" in told and "Traceback" not in told
+
+
+def test_health_asks_only_for_attributes_that_the_model_edits():
+    told = str(refusal({"deepfakes": {"hisd": {"health": {"attributes": ["Male"]}}}}))
+    assert "deepfakes.hisd.health.attributes" in told and "Eyeglasses" in told
+    found = config.complete(small(deepfakes={"hisd": {"health": {"attributes": ["Eyeglasses"]}}}))
+    assert found["deepfakes"]["hisd"]["health"]["attributes"] == ["Eyeglasses"]
 
 
 def test_settings_may_be_those_of_the_module_beside(tmp_path):

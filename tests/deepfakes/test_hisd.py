@@ -277,7 +277,8 @@ def test_targets_say_nothing_of_other_tags_and_conditions(tiny):
 
 
 def test_targets_of_tags_in_another_order(tiny):
-    model = tiny(attributes=["Male", "Black_Hair", "Bangs", "Bald"], tags={"B": ["Bald", "Black_Hair"]})
+    tags = [{"name": "B", "attributes": ["Bald", "Black_Hair"]}]
+    model = tiny(attributes=["Male", "Black_Hair", "Bangs", "Bald"], tags=tags)
     assert model.target_names == ["Bald", "Black_Hair"] and model.conditions == [0, 2]
     targets = model.targets(torch.tensor([[1.0, 1, 0, 0]]))
     assert targets.nan_to_num(9).tolist() == [[[9, 0, 9, 1]], [[9, 1, 9, 0]]]
@@ -796,19 +797,26 @@ def test_the_reconstruction_is_learnt(tiny, tagged_faces):
 @pytest.mark.parametrize(
     "tags, wrong",
     [
-        ({"Hat": ["Wearing_Hat"]}, "Wearing_Hat"),
-        ({"Bangs": ["Bangs"], "Hair": ["Black_Hair", "Bangs"]}, "Bangs"),
+        ([{"name": "Hat", "attributes": ["Wearing_Hat"]}], "Wearing_Hat"),
+        (
+            [
+                {"name": "Bangs", "attributes": ["Bangs"]},
+                {"name": "Hair", "attributes": ["Black_Hair", "Bangs"]},
+            ],
+            "Bangs",
+        ),
     ],
 )
 def test_tags_that_do_not_fit_the_attributes(tiny, tags, wrong):
     with pytest.raises(HoldfastError, match="tags of HiSD do not fit") as caught:
         tiny(tags=tags)
-    assert caught.value.found == f"{wrong} in {', '.join(tags)}"
+    assert caught.value.found == f"{wrong} in {', '.join(tag['name'] for tag in tags)}"
     assert "deepfakes.hisd.tags" in caught.value.repair
 
 
 def test_without_conditions(tiny, images):
-    model = freeze(tiny(attributes=["Bangs", "Bald"], tags={"Bangs": ["Bangs"], "Bald": ["Bald"]}))
+    tags = [{"name": name, "attributes": [name]} for name in ("Bangs", "Bald")]
+    model = freeze(tiny(attributes=["Bangs", "Bald"], tags=tags))
     assert model.conditions == [] and model.discriminator.fcs[0][0].in_channels == 16 + 6
     assert model.edits(images, torch.eye(2)[[0, 1, 0, 1]]).shape == (4, 2, 3, 16, 16)
 

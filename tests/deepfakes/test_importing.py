@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from holdfast.config import registered
+from holdfast.config import registered, sources_of
 from holdfast.deepfakes import DEEPFAKES
-from holdfast.deepfakes.importing import import_weights, sources_of
+from holdfast.deepfakes.importing import import_weights
 from holdfast.deepfakes.model import fresh_networks, load, save
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
@@ -182,6 +182,18 @@ def test_the_right_sha256_and_a_declared_order(tmp_path):
         import_weights(model, [generator])
     generator |= {"sha256": sha256_of(generator["path"]).upper(), "attributes": order}
     assert import_weights(model, [generator, discriminator | {"attributes": order}]) == []
+
+
+def test_tags_in_another_order_are_another_model(tmp_path):
+    public = small("hisd", 1)
+    tags = public.settings["tags"]
+    turned = small("hisd", 2, tags=[tags[1], tags[0], tags[2]])
+    assert turned.attributes == public.attributes and turned.labels != public.labels
+    with pytest.raises(HoldfastError, match="other attributes.*Bangs=Bangs, Eyeglasses=Eyeglasses"):
+        import_weights(turned, public_files(public, tmp_path))
+    save(public, tmp_path / "own.safetensors")
+    with pytest.raises(HoldfastError, match="knows other attributes"):
+        load(turned, tmp_path / "own.safetensors")
 
 
 def test_sources():

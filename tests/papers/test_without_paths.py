@@ -9,3 +9,10 @@ def test_absolute_paths_are_cut_and_the_rest_is_kept():
         "results": "results/lab",
         "datasets": {"celeba": {"source": "celeba", "size": [1, 2]}},
     }
+
+
+def test_paths_in_lists_and_in_the_home_folder():
+    given = ["/data/G.ckpt", {"path": "~/secret/D.ckpt", "sha256": "0" * 64}]
+    assert without_paths({"weights": given}) == {
+        "weights": ["G.ckpt", {"path": "D.ckpt", "sha256": "0" * 64}]
+    }

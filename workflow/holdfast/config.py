@@ -182,13 +182,16 @@ def _check_references(config):
             known = registered(METRICS)
             refuse("metrics", name, ", ".join(known), f"write `{_nearest(name, known) or next(iter(known))}`")
     for name, entry in active(config, "deepfakes").items():
-        unknown = set(entry["health"]["attributes"]) - set(entry["attributes"])
+        # A model with tags knows attributes that it does not edit.
+        tags = entry.get("tags")
+        edited = [known for tag in tags for known in tag["attributes"]] if tags else entry["attributes"]
+        unknown = set(entry["health"]["attributes"]) - set(edited)
         if unknown:
             refuse(
                 f"deepfakes.{name}.health.attributes",
                 ", ".join(sorted(unknown)),
-                ", ".join(entry["attributes"]),
-                f"name attributes of deepfakes.{name}.attributes only",
+                ", ".join(edited),
+                f"name those of deepfakes.{name}.{'tags' if tags else 'attributes'} only",
             )
 
 
@@ -237,6 +240,7 @@ def _check_finite(value, key):
 
 
 def _told(error, where):
+    error = _likeliest(error)
     path = [*([where] if where else []), *(str(part) for part in error.absolute_path)]
     key = ".".join(path)
     schema = error.schema
@@ -267,6 +271,24 @@ def _told(error, where):
     )
 
 
+def _likeliest(error):
+    """Of what an `anyOf` has against a value: the first complaint of the form that was likely meant."""
+    while error.context:
+        forms = {}
+        for part in error.context:
+            forms.setdefault(part.schema_path[0], []).append(part)
+        # Neither one of another type, nor one that has more against it.
+        meant = [
+            parts
+            for parts in forms.values()
+            if not any(part.validator == "type" and not part.path for part in parts)
+        ]
+        if not meant:
+            break
+        error = min(meant, key=len)[0]
+    return error
+
+
 def _expectation(error):
     wanted = error.validator_value
     words = {
@@ -282,6 +304,7 @@ def _expectation(error):
         "minLength": lambda: "some text",
         "minProperties": lambda: "at least one entry",
         "uniqueItems": lambda: "entries that differ",
+        "pattern": lambda: f"text of the form {wanted}",
     }
     return words.get(error.validator, lambda: error.message)()
 
@@ -337,9 +360,24 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def sources_of(weights):
+    """`weights` of a deepfake model as a list of {path or url, sha256, attributes}; empty: train."""
+    if weights == "train":
+        return []
+    entries = weights if isinstance(weights, list) else [weights]
+    return [entry if isinstance(entry, dict) else {"path": entry} for entry in entries]
+
+
 def hash_of(config):
     """sha256 of the settings that can change a number: all but where data and results lie."""
     settings = {key: value for key, value in config.items() if key != "results"}
+    for section in ("deepfakes", "detectors"):
+        settings[section] = {
+            # A given checkpoint counts by its content, which is among the inputs of every record.
+            name: {key: value for key, value in entry.items() if key != "weights"}
+            | {"given": entry.get("weights") not in (None, "train")}
+            for name, entry in config[section].items()
+        }
     settings["datasets"] = {
         name: {key: value for key, value in entry.items() if key not in ("source", "downloads")}
         for name, entry in config["datasets"].items()

@@ -36,6 +36,12 @@ def library(*names):
     return [LIBRARY / name for name in names]
 
 
+def deepfake_library(model, *more):
+    """The module of a deepfake model, those it takes losses and layers from, and `more`."""
+    shared = {"attentiongan": ["stargan"], "attgan": ["stargan"]}.get(model, [])
+    return library(*(f"deepfakes/{name}.py" for name in [model, *shared, "model", "losses"]), *more)
+
+
 def faces(dataset):
     return R / f"data/{dataset}/index.csv"
 

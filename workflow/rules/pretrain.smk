@@ -25,17 +25,15 @@ rule train_classifier:
 
 def given_checkpoints(wildcards):
     """Local files among the checkpoints of a model; the others are downloaded by the job."""
-    weights = config["deepfakes"][wildcards.model]["weights"]
-    entries = weights if isinstance(weights, list) else [weights]
-    paths = [entry if isinstance(entry, str) else entry.get("path") for entry in entries]
-    return [Path(path).expanduser() for path in paths if path]
+    sources = settings.sources_of(config["deepfakes"][wildcards.model]["weights"])
+    return [Path(source["path"]).expanduser() for source in sources if "path" in source]
 
 
 rule pretrain_deepfake:
     """A deepfake model, trained on the training set; resumes from its state file."""
     input:
         index=faces(TRAINING_SET),
-        library=lambda w: library(f"deepfakes/{w.model}.py", "deepfakes/training.py", "training/loop.py"),
+        library=lambda w: deepfake_library(w.model, "deepfakes/training.py", "training/loop.py"),
     output:
         weights=R / "models/{model}/weights.safetensors",
         log=R / "models/{model}/log.csv",
@@ -63,7 +61,7 @@ rule import_deepfake:
     input:
         index=faces(TRAINING_SET),
         given=given_checkpoints,
-        library=lambda w: library(f"deepfakes/{w.model}.py", "deepfakes/importing.py"),
+        library=lambda w: deepfake_library(w.model, "deepfakes/importing.py"),
     output:
         weights=R / "models/{model}/weights.safetensors",
         samples=R / "models/{model}/samples.png",
@@ -71,8 +69,11 @@ rule import_deepfake:
         R / "logs/import_deepfake/{model}.log",
     wildcard_constraints:
         model=one_of(IMPORTED),
+    retries: 1
     conda:
         "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
     params:
         settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
         common=COMMON,

@@ -19,7 +19,7 @@ from torch import nn
 
 from holdfast.deepfakes.losses import gradient_penalty
 from holdfast.deepfakes.model import DeepfakeModel
-from holdfast.deepfakes.stargan import with_label_maps
+from holdfast.deepfakes.stargan import HAIR, with_label_maps
 from holdfast.errors import HoldfastError
 
 SETTINGS = {
@@ -120,7 +120,6 @@ SETTINGS = {
     "lambda_gp": {"type": "number", "minimum": 0, "default": 10, "description": "Weight of the penalty."},
 }
 # An attribute that is switched on switches off those that exclude it.
-HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 EXCLUDED = {
     "Bald": ("Bangs",),
     "Receding_Hairline": ("Bangs",),
@@ -230,7 +229,7 @@ class AttGAN(DeepfakeModel):
     paper = "He et al., IEEE TIP 2019"
     licence = "MIT (code); weights for research on CelebA's terms"
     public_parts = {"generator": "G", "discriminator": "D"}
-    public_attributes = SETTINGS["attributes"]["default"]
+    public_labels = SETTINGS["attributes"]["default"]
 
     def __init__(self, settings, image_size):
         self.settings, self.image_size = settings, image_size

@@ -10,12 +10,16 @@ are used are a running average of the generator, as in the public code.
 
 At its published size (256 px) the generator has 19,043,939 parameters (encoder 595,520; decoder 595,651;
 extractors 12,883,232; translators 3,167,808; mappers 1,801,728) and the discriminator 12,500,042; keys and
-shapes are those of the public checkpoint. What TSDF attacks (method.md) is the encoder: 256 x 64 x 64.
+shapes are those of the public checkpoint. Unlike the public training, faces are neither mirrored nor their
+colours jittered, and grey hair counts as none of the three colours.
+
+What TSDF attacks (method.md, stage 1) is the encoder: 256 x 64 x 64.
 """
 
 import copy
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,25 +38,33 @@ SETTINGS = {
         "description": "Attributes that the model knows; those of no tag are its tag-irrelevant conditions.",
     },
     "tags": {
-        "type": "object",
-        "minProperties": 1,
-        "additionalProperties": {
-            "type": "array",
-            "items": {"type": "string"},
-            "minItems": 1,
-            "uniqueItems": True,
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name", "attributes"],
+            "properties": {
+                "name": {"type": "string", "minLength": 1},
+                "attributes": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                },
+            },
         },
-        "default": {
-            "Bangs": ["Bangs"],
-            "Eyeglasses": ["Eyeglasses"],
-            "HairColor": ["Black_Hair", "Blond_Hair", "Brown_Hair"],
-        },
-        "description": "Attributes by tag. One alone: with and without it; several exclude each other.",
+        "default": [
+            {"name": "Bangs", "attributes": ["Bangs"]},
+            {"name": "Eyeglasses", "attributes": ["Eyeglasses"]},
+            {"name": "HairColor", "attributes": ["Black_Hair", "Blond_Hair", "Brown_Hair"]},
+        ],
+        "description": "Tags in their order. One attribute: with and without it; several exclude each other.",
     },
     "guidance": {
         "enum": ["reference", "latent"],
         "default": "reference",
-        "description": "Where the style of an edit comes from: a face of the training set, or noise.",
+        "description": "Where the style of an edit comes from: a face of the validation split, or noise.",
     },
     "channels": {
         "type": "integer",
@@ -308,24 +320,30 @@ class References(nn.Module):
         self.register_buffer("images", torch.zeros(count, 3, size, size, dtype=torch.uint8))
 
 
+def labels_of(attributes, tags):
+    """Attributes and tags in their order."""
+    return [*attributes, *(f"{tag['name']}={'/'.join(tag['attributes'])}" for tag in tags)]
+
+
 class HiSD(DeepfakeModel):
     """The deepfake model as the rest of Holdfast sees it (interface: deepfakes/model.py).
 
     Which style an edit takes is fixed, so that it is a function of the image: that of a reference face
-    of the training set with the wanted attribute, or that of one noise, the same for every image.
+    with the wanted attribute, the last such of the validation split, or that of one noise, the same for
+    every image.
     """
 
     title = "HiSD"
     paper = "Li et al., CVPR 2021"
     licence = "CC BY-NC-SA 4.0 (code and weights)"
     public_parts = {"generator": "gen", "average": "gen_test", "discriminator": "dis"}
-    public_attributes = SETTINGS["attributes"]["default"]
+    public_labels = labels_of(SETTINGS["attributes"]["default"], SETTINGS["tags"]["default"])
     clip_norm = 100.0
 
     def __init__(self, settings, image_size):
         self.settings, self.image_size = settings, image_size
         self.attributes = tuple(settings["attributes"])
-        self.tags = {name: tuple(known) for name, known in settings["tags"].items()}
+        self.tags = {tag["name"]: tuple(tag["attributes"]) for tag in settings["tags"]}
         grouped = [name for known in self.tags.values() for name in known]
         unknown = sorted(set(grouped) - set(self.attributes)) or sorted(
             name for name in set(grouped) if grouped.count(name) > 1
@@ -367,6 +385,10 @@ class HiSD(DeepfakeModel):
         }
 
     @property
+    def labels(self):
+        return labels_of(self.attributes, self.settings["tags"])
+
+    @property
     def target_names(self):
         return [name for known in self.tags.values() for name in known]
 
@@ -385,14 +407,16 @@ class HiSD(DeepfakeModel):
         return torch.stack(targets)
 
     def prepare(self, faces):
-        """Choose the reference faces: the first with each attribute, unseen ones before training ones.
+        """Choose the reference faces: the last with each attribute, unseen ones before training ones.
+
+        The first of the validation split are those that perturbations are learnt on.
 
         Raises:
             HoldfastError: no face has one of them.
         """
         if self.settings["guidance"] == "latent":
             return
-        positions = [*faces.positions("val"), *faces.positions("train")]
+        positions = [*reversed(faces.positions("val")), *faces.positions("train")]
         values = self._values(faces.labels(positions, self.attributes))
         images = []
         for tag, (name, known) in enumerate(self.tags.items()):
@@ -439,6 +463,16 @@ class HiSD(DeepfakeModel):
             values.append(value)
         return torch.stack(values, dim=1)
 
+    def _pools(self, labels):
+        """{(tag, value): rows of `labels` that have it}, in order; those that none has are left out."""
+        values = self._values(labels).numpy()
+        pools = {
+            (tag, value): np.flatnonzero(values[:, tag] == value)
+            for tag, count in enumerate(self.counts)
+            for value in range(count)
+        }
+        return {key: rows for key, rows in pools.items() if len(rows)}
+
     def _styles(self, tag):
         """(values of the tag, style): what edits move to."""
         first, count = self.firsts[tag], self.counts[tag]
@@ -468,11 +502,9 @@ class HiSD(DeepfakeModel):
 
     def training_step(self, batches, step, random, settings):
         """A tag, a value and another; a generator step on faces with the first, then the discriminator's."""
-        values = self._values(batches.labels)
-        # Values that no training face has are neither source nor aim.
-        known = {tag: values[:, tag].unique().tolist() for tag in range(len(self.tags))}
-        known = {tag: [value for value in found if value >= 0] for tag, found in known.items()}
-        moves = [(tag, a, b) for tag, found in known.items() for a in found for b in found if a != b]
+        # Rows of the faces by (tag, value), and the pairs of values that faces have on both sides.
+        pools = batches.once("pools", lambda: self._pools(batches.labels))
+        moves = [(tag, a, b) for tag, a in pools for other, b in pools if tag == other and a != b]
         if not moves:
             raise HoldfastError(
                 f"HiSD cannot be trained on {batches.faces.folder}",
@@ -484,7 +516,7 @@ class HiSD(DeepfakeModel):
         tag = tags[torch.randint(len(tags), (), generator=random)]
         moves = [move for move in moves if move[0] == tag]
         _, value, aim = moves[torch.randint(len(moves), (), generator=random)]
-        rows = (values[:, tag] == value).nonzero().flatten().numpy()
+        rows = pools[tag, value]
         x, attributes = batches.at(step, rows, tag, value)
         conditions = 2 * attributes[:, self.conditions] - 1
         noise = torch.randn(len(x), settings["noise"], generator=random).to(x.device)

@@ -21,14 +21,6 @@ WRAPPER = "module."  # what torch.nn.DataParallel puts before every key
 REPAIR = "name the model's own public checkpoint in deepfakes.<name>.weights, or write `weights: train`"
 
 
-def sources_of(weights):
-    """`weights` of the config as a list of {path or url, sha256, attributes}; empty: train."""
-    if weights == "train":
-        return []
-    entries = weights if isinstance(weights, list) else [weights]
-    return [entry if isinstance(entry, dict) else {"path": entry} for entry in entries]
-
-
 def import_weights(model, files):
     """Fill `model` from public checkpoints.
 
@@ -50,8 +42,7 @@ def import_weights(model, files):
         if file.get("sha256"):
             _check_sha256(path, file["sha256"])
         content = _read(path)
-        known = content.get("attributes") if isinstance(content.get("attributes"), list) else None
-        _check_attributes(model, path, file.get("attributes") or known or model.public_attributes)
+        _check_labels(model, path, file.get("attributes"))
         found |= {name: (path, part) for name, part in _parts(model, content, path).items()}
     # HiSD's reference faces are no network of the public checkpoint.
     networks = {
@@ -121,12 +112,14 @@ def _check_sha256(path, wanted):
         )
 
 
-def _check_attributes(model, path, order):
-    if list(order) != list(model.attributes):
+def _check_labels(model, path, declared):
+    """A public checkpoint does not say what its labels mean: the config does, or they are as published."""
+    found, expected = (declared, model.attributes) if declared else (model.public_labels, model.labels)
+    if list(found) != list(expected):
         raise HoldfastError(
             f"the checkpoint {path} has other attributes, or another order of them, than {model.title} here",
-            found=", ".join(order),
-            expected=", ".join(model.attributes),
+            found=", ".join(found),
+            expected=", ".join(expected),
             repair="write the file's order as deepfakes.<name>.attributes; if it is not the public "
             "checkpoint, say its own as deepfakes.<name>.weights.attributes",
         )

@@ -5,8 +5,8 @@ A model is a class with
 - ``title``: its name in the tables; ``paper``, ``licence``: where it comes from, and the terms of its
   public weights; ``attributes``: the attributes it knows, in the order of its labels;
 - ``networks``: {name: nn.Module}, what a checkpoint holds (``generator``, ``discriminator`` …);
-  ``public_parts``, ``public_attributes``: under which names the public checkpoints have them, and the
-  order of their labels (deepfakes/importing.py);
+  ``public_parts``, ``public_labels``: under which names the public checkpoints have them, and the order
+  of their labels (deepfakes/importing.py);
 - ``features(x, attributes)``: (N, C, h, w), the encoder that the paper attacks; no decoder is run;
 - ``target_names``, ``targets(attributes)``: (T, N, A), the labels of every edit of the tables, each named
   by the attribute it changes; NaN: the edit leaves this attribute alone;
@@ -32,6 +32,11 @@ class DeepfakeModel:
     """What most models have in common; one overrides what its paper does otherwise."""
 
     clip_norm = None  # largest norm of a network's gradient in training
+
+    @property
+    def labels(self):
+        """What the labels mean, in order: a checkpoint of another order is another model."""
+        return list(self.attributes)
 
     def edits(self, x, attributes):
         """(N, T, 3, S, S): every edit of ``target_names``, side by side."""
@@ -81,7 +86,7 @@ def save(model, path, fresh=()):
         for part, network in model.networks.items()
         for key, value in network.state_dict().items()
     }
-    about = {"model": type(model).__name__, "attributes": ",".join(model.attributes)}
+    about = {"model": type(model).__name__, "attributes": ",".join(model.labels)}
     if fresh:
         about["fresh"] = ",".join(fresh)
     write_tensors(path, tensors, about)
@@ -116,11 +121,11 @@ def load(model, path):
             expected="a safetensors file",
             repair=repair,
         ) from error
-    if about.get("attributes") != ",".join(model.attributes):
+    if about.get("attributes") != ",".join(model.labels):
         raise HoldfastError(
             f"the checkpoint {Path(path)} knows other attributes",
             found=about.get("attributes", "none"),
-            expected=",".join(model.attributes),
+            expected=",".join(model.labels),
             repair=repair,
         )
     check_shapes({key: tuple(value.shape) for key, value in tensors.items()}, expected, Path(path), repair)

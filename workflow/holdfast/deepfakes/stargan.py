@@ -5,6 +5,8 @@ Input is the image with the target labels as constant maps beside its channels. 
 64 channels, 5 attributes) the generator has 8,430,528 parameters and the discriminator 44,884,928;
 keys and shapes are those of the public checkpoints.
 
+Unlike the public training, faces are not mirrored at random.
+
 What TSDF attacks (method.md, stage 1) is the generator's trunk through all six residual blocks:
 256 x 64 x 64 at 256 px.
 """
@@ -48,7 +50,7 @@ SETTINGS = {
     "lambda_rec": {"type": "number", "minimum": 0, "default": 10, "description": "Weight of reconstruction."},
     "lambda_gp": {"type": "number", "minimum": 0, "default": 10, "description": "Weight of the penalty."},
 }
-HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair")
+HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -145,7 +147,7 @@ class StarGAN(DeepfakeModel):
     paper = "Choi et al., CVPR 2018"
     licence = "MIT (code); weights for research on CelebA's terms"
     public_parts = {}  # a file for each network
-    public_attributes = SETTINGS["attributes"]["default"]
+    public_labels = SETTINGS["attributes"]["default"]
     make_generator = Generator
 
     def __init__(self, settings, image_size):

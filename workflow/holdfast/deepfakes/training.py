@@ -57,6 +57,13 @@ class Batches:
         self.faces, self.positions, self.size = faces, positions, size
         self.seed_names, self.device = seed_names, device
         self.labels = faces.labels(positions, model.attributes)
+        self._kept = {}
+
+    def once(self, name, compute):
+        """What `compute` gives, computed once for the whole training."""
+        if name not in self._kept:
+            self._kept[name] = compute()
+        return self._kept[name]
 
     def at(self, step, rows=None, *names):
         """Images (N, 3, S, S) and attributes (N, A) of step `step`'s batch.

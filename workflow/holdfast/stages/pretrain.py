@@ -1,17 +1,19 @@
 """Stage pretrain: the attribute classifier, the deepfake models, the detectors, and their health."""
 
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pandas as pd
 import torch
 
+from holdfast.config import sources_of
 from holdfast.data.download import fetch
 from holdfast.data.pixels import to_bytes, to_float
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.deepfakes.classifier import train_classifier as fit_classifier
-from holdfast.deepfakes.importing import import_weights, sources_of
+from holdfast.deepfakes.importing import import_weights
 from holdfast.deepfakes.training import train_deepfake
 from holdfast.detectors import DETECTORS
 from holdfast.detectors.training import train_detector
@@ -138,13 +140,16 @@ def import_deepfake(config, name, index_csv, weights, samples):
         path = source.get("path")
         if path is None:
             url = source["url"]
-            path = Path(weights).parent / "download" / Path(urlsplit(url).path).name
+            file = Path(urlsplit(url).path).name or "weights"
+            # Hosts give many files one name; the checksum tells them apart.
+            path = Path(weights).parent / "download" / f"{source['sha256'][:16].lower()}_{file}"
             fetch(url, path, sha256=source["sha256"])
         files.append({**source, "path": Path(path).expanduser()})
     fresh = import_weights(model, files)
     model.prepare(faces)
     if fresh:
-        print(f"{model.title}: no checkpoint brings the {', '.join(fresh)}; retraining starts it anew")
+        told = f"{model.title}: no checkpoint brings the {', '.join(fresh)}; retraining starts it anew"
+        print(told, file=sys.stderr)
     deepfake_model.save(model, weights, fresh)
     device = device_of(config)
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)

@@ -69,9 +69,9 @@ def figures(config, protected, index_csv, classifier, models, detectors, folder)
     for name, path in models.items():
         model = work.deepfake(name, path)
         labels = labels_of(faces, positions, model, judge)[0].to(work.device)
-        # Every face gets another of the model's edits, so that the figure shows all of them.
+        # Every face gets another of the model's edits, spread over all of them.
         targets = model.targets(labels)
-        chosen = torch.stack([targets[i % len(targets), i] for i in range(len(positions))])
+        chosen = torch.stack([targets[i * len(targets) // len(positions), i] for i in range(len(positions))])
         outputs[model.title] = to_bytes(model.edit(x, chosen))
         for defence, x_protected in stored.items():
             of_protected[titles[defence]][model.title] = to_bytes(model.edit(x_protected, chosen))
@@ -175,9 +175,11 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
 
 
 def without_paths(value):
-    """A config whose absolute paths are cut to their last part, for publication."""
+    """A config whose paths from the root or the home folder are cut to their last part, for publication."""
     if isinstance(value, dict):
         return {key: without_paths(part) for key, part in value.items()}
-    if isinstance(value, str) and Path(value).is_absolute():
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
         return Path(value).name
     return value

@@ -26,7 +26,8 @@ def run_steps(total_steps, step_fn, state, state_path, *, description="", save_s
         state_path: the state file. It is kept after the last step, so that a finished training is
             not repeated when something after it fails; None for a short training without one.
         description: what the progress bar says.
-        save_seconds: how often the state is written. It does not change the result.
+        save_seconds: how often the state is written; less often, up to ten times this, where writing is
+            slow. It does not change the result.
         after_step: optional, called with (step, log) after a step; draws sample sheets and the like.
 
     Returns:
@@ -36,7 +37,7 @@ def run_steps(total_steps, step_fn, state, state_path, *, description="", save_s
         HoldfastError: the state file is damaged or belongs to another architecture; a loss is not finite.
     """
     log = _restore(state, state_path)
-    written = time.monotonic()
+    written, pause = time.monotonic(), save_seconds
     with Progress(total_steps, description, start=len(log)) as progress:
         for step in range(len(log), total_steps):
             losses = step_fn(step)
@@ -45,11 +46,12 @@ def run_steps(total_steps, step_fn, state, state_path, *, description="", save_s
             if after_step is not None:
                 after_step(step, log)
             progress.advance(losses)
-            if state_path is not None and (
-                time.monotonic() - written > save_seconds or step == total_steps - 1
-            ):
+            if state_path is not None and (time.monotonic() - written > pause or step == total_steps - 1):
+                began = time.monotonic()
                 _save(state, log, state_path)
                 written = time.monotonic()
+                # Writing the gigabytes of a large model takes at most a twentieth of the time.
+                pause = max(save_seconds, min(20 * (written - began), 10 * save_seconds))
     return log
 
 
