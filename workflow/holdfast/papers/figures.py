@@ -200,11 +200,14 @@ def _difference(image, protected, amplify):
 
 
 def _write_grid(path, cells, columns, rows, captions=None, blocks=None, thumb=112, boxes=None, colours=None):
-    """Draw with ever smaller thumbnails until the file is small enough."""
-    for size in [thumb, *(s for s in (112, 96, 80, 64, 48, 32) if s < thumb)]:
+    """Draw with smaller thumbnails until the file is small enough."""
+    sizes, data = [thumb, *(s for s in (112, 96, 80, 64, 48, 32) if s < thumb)], None
+    while sizes and (data is None or len(data) > LIMIT):
+        size = sizes.pop(0)
         data = _png(_grid(cells, columns, rows, captions, blocks, size, boxes, colours))
-        if len(data) <= LIMIT:
-            break
+        # Files grow about as their pixels; what would be too large anyway is not drawn.
+        fitting = size * (LIMIT / len(data)) ** 0.5
+        sizes = [s for s in sizes if s <= 1.1 * fitting] or sizes[-1:]
     _save(path, data)
 
 
@@ -315,7 +318,7 @@ def _figure(width, height):
 def _png(figure):
     buffer = io.BytesIO()
     # The software's version in the file would make two versions' files differ for nothing.
-    figure.canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    figure.canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 6})
     return buffer.getvalue()
 
 
