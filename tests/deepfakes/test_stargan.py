@@ -81,7 +81,7 @@ def test_targets_replace_the_hair_and_flip_the_rest(published):
     labels = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
     before = labels.clone()
     targets = model.targets(labels)
-    assert model.target_names == [*HAIR, "Male", "Young"] and torch.equal(labels, before)
+    assert model.target_names == [*HAIR[:3], "Male", "Young"] and torch.equal(labels, before)
     expected = [
         [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]],
         [[0, 1, 0, 1, 0], [0, 1, 0, 0, 1]],
@@ -90,6 +90,12 @@ def test_targets_replace_the_hair_and_flip_the_rest(published):
         [[1, 0, 0, 1, 1], [0, 0, 0, 0, 0]],
     ]
     assert torch.equal(targets, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_grey_hair_is_a_colour_of_hair(published):
+    model = published("stargan", 64, attributes=["Gray_Hair", "Male", "Black_Hair"])
+    targets = model.targets(torch.tensor([[0.0, 1, 1]]))
+    assert targets.tolist() == [[[1, 1, 0]], [[0, 0, 1]], [[0, 1, 1]]]
 
 
 def test_targets_in_another_order_and_with_one_hair_colour_only(published):
