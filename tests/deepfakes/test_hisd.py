@@ -552,7 +552,8 @@ def test_styles_of_fakes_are_detached_for_the_discriminator(model, batch):
             theirs = gradients(loss, part)
             difference = sum((a - b).square().sum() for a, b in zip(found, theirs, strict=True)).sqrt()
             scale = sum(gradient.square().sum() for gradient in found).sqrt()
-            assert (difference < 0.01 * scale) if detach else (difference > 0.1 * scale)
+            # Rounding may put one activation on the other side of its kink.
+            assert (difference < 0.05 * scale) if detach else (difference > 0.5 * scale)
 
 
 def test_the_generators_loss_reaches_its_own_network_only(model, batch):
