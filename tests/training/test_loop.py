@@ -59,15 +59,6 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums over several threads have other last bits, here and in the processes that are killed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted():
     toy = Toy()
