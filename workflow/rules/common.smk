@@ -42,6 +42,12 @@ def deepfake_library(model, *more):
     return library(*(f"deepfakes/{name}.py" for name in [model, *shared, "model", "losses"]), *more)
 
 
+def given_checkpoints(wildcards):
+    """Local files among the checkpoints of a model; the others are downloaded by the job."""
+    sources = settings.sources_of(config["deepfakes"][wildcards.model]["weights"])
+    return [Path(source["path"]).expanduser() for source in sources if "path" in source]
+
+
 def faces(dataset):
     return R / f"data/{dataset}/index.csv"
 

@@ -23,12 +23,6 @@ rule train_classifier:
         "../scripts/train_classifier.py"
 
 
-def given_checkpoints(wildcards):
-    """Local files among the checkpoints of a model; the others are downloaded by the job."""
-    sources = settings.sources_of(config["deepfakes"][wildcards.model]["weights"])
-    return [Path(source["path"]).expanduser() for source in sources if "path" in source]
-
-
 rule pretrain_deepfake:
     """A deepfake model, trained on the training set; resumes from its state file."""
     input:
