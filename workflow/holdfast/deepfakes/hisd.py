@@ -320,7 +320,7 @@ class References(nn.Module):
         self.register_buffer("images", torch.zeros(count, 3, size, size, dtype=torch.uint8))
 
 
-def labels_of(attributes, tags):
+def order_of(attributes, tags):
     """Attributes and tags in their order."""
     return [*attributes, *(f"{tag['name']}={'/'.join(tag['attributes'])}" for tag in tags)]
 
@@ -337,7 +337,7 @@ class HiSD(DeepfakeModel):
     paper = "Li et al., CVPR 2021"
     licence = "CC BY-NC-SA 4.0 (code and weights)"
     public_parts = {"generator": "gen", "average": "gen_test", "discriminator": "dis"}
-    public_labels = labels_of(SETTINGS["attributes"]["default"], SETTINGS["tags"]["default"])
+    public_order = order_of(SETTINGS["attributes"]["default"], SETTINGS["tags"]["default"])
     clip_norm = 100.0
 
     def __init__(self, settings, image_size):
@@ -385,8 +385,8 @@ class HiSD(DeepfakeModel):
         }
 
     @property
-    def labels(self):
-        return labels_of(self.attributes, self.settings["tags"])
+    def label_order(self):
+        return order_of(self.attributes, self.settings["tags"])
 
     @property
     def target_names(self):
@@ -544,7 +544,7 @@ class HiSD(DeepfakeModel):
             + F.l1_loss(back, x)
         )
         of_style = F.l1_loss(g.extractors(translated)[:, tag], style_aimed)
-        # Styles of fakes are detached, as in the public code, "to stabilise the training".
+        # As in the public code, no gradient of realness reaches the styles of fakes.
         judge = self.discriminator
         adversarial = (
             judge(x, style, conditions, tag, value).sum(1).mean()

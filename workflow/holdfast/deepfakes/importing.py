@@ -114,7 +114,7 @@ def _check_sha256(path, wanted):
 
 def _check_labels(model, path, declared):
     """A public checkpoint does not say what its labels mean: the config does, or they are as published."""
-    found, expected = (declared, model.attributes) if declared else (model.public_labels, model.labels)
+    found, expected = (declared, model.attributes) if declared else (model.public_order, model.label_order)
     if list(found) != list(expected):
         raise HoldfastError(
             f"the checkpoint {path} has other attributes, or another order of them, than {model.title} here",

@@ -17,6 +17,17 @@ def gradient_penalty(score, real, fake, mix):
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
 
+def critic_losses(discriminator, x, fake, mix):
+    """WGAN-GP's two losses of a discriminator that gives (realness, attribute logits).
+
+    Returns:
+        (adversarial, penalty, logits of `x`); arguments as in :func:`gradient_penalty`.
+    """
+    real, logits = discriminator(x)
+    adversarial = discriminator(fake)[0].mean() - real.mean()
+    return adversarial, gradient_penalty(lambda images: discriminator(images)[0], x, fake, mix), logits
+
+
 def attribute_loss(logits, attributes):
     """Binary cross-entropy summed over the attributes, mean over the batch (StarGAN, Eq. 2-3)."""
     return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)

@@ -5,13 +5,14 @@ A model is a class with
 - ``title``: its name in the tables; ``paper``, ``licence``: where it comes from, and the terms of its
   public weights; ``attributes``: the attributes it knows, in the order of its labels;
 - ``networks``: {name: nn.Module}, what a checkpoint holds (``generator``, ``discriminator`` …);
-  ``public_parts``, ``public_labels``: under which names the public checkpoints have them, and the order
+  ``public_parts``, ``public_order``: under which names the public checkpoints have them, and the order
   of their labels (deepfakes/importing.py);
 - ``features(x, attributes)``: (N, C, h, w), the encoder that the paper attacks; no decoder is run;
 - ``target_names``, ``targets(attributes)``: (T, N, A), the labels of every edit of the tables, each named
   by the attribute it changes; NaN: the edit leaves this attribute alone;
 - ``edit(x, target)``: (N, 3, S, S); ``edits(x, attributes)``: (N, T, 3, S, S);
-- ``training_step``: its own losses (training: deepfakes/training.py).
+- ``discriminator_loss``, ``generator_loss``: its own losses; or a ``training_step`` of its own, where it does
+  not train by critic steps (training: deepfakes/training.py).
 
 x is float32 (N, 3, S, S), RGB in [-1, 1]; attributes are float32 (N, A) of 0 and 1.
 """
@@ -34,7 +35,7 @@ class DeepfakeModel:
     clip_norm = None  # largest norm of a network's gradient in training
 
     @property
-    def labels(self):
+    def label_order(self):
         """What the labels mean, in order: a checkpoint of another order is another model."""
         return list(self.attributes)
 
@@ -52,6 +53,21 @@ class DeepfakeModel:
     def rate_factor(self, step, iterations):
         """What the learning rates of step `step` are multiplied by: StarGAN's linear decay."""
         return linear_decay(step, iterations)
+
+    def training_step(self, batches, step, random, settings):
+        """A critic step, and a generator step every `critic_steps`-th time, as StarGAN and AttGAN do.
+
+        Targets are the batch's own labels in another order.
+        """
+        x, attributes = batches.at(step)
+        target = attributes[torch.randperm(len(x), generator=random)]
+        mix = torch.rand(len(x), 1, 1, 1, generator=random).to(x.device)
+        self.discriminator.requires_grad_(True)
+        yield "discriminator", *self.discriminator_loss(x, attributes, target, mix)
+        if (step + 1) % settings["critic_steps"] == 0:
+            # The generator's loss flows through the discriminator; its own gradients are not needed.
+            self.discriminator.requires_grad_(False)
+            yield "generator", *self.generator_loss(x, attributes, target)
 
     def prepare(self, faces):
         """Take from the training set what the model needs of it beyond training; most need nothing."""
@@ -86,7 +102,7 @@ def save(model, path, fresh=()):
         for part, network in model.networks.items()
         for key, value in network.state_dict().items()
     }
-    about = {"model": type(model).__name__, "attributes": ",".join(model.labels)}
+    about = {"model": type(model).__name__, "attributes": ",".join(model.label_order)}
     if fresh:
         about["fresh"] = ",".join(fresh)
     write_tensors(path, tensors, about)
@@ -121,11 +137,11 @@ def load(model, path):
             expected="a safetensors file",
             repair=repair,
         ) from error
-    if about.get("attributes") != ",".join(model.labels):
+    if about.get("attributes") != ",".join(model.label_order):
         raise HoldfastError(
             f"the checkpoint {Path(path)} knows other attributes",
             found=about.get("attributes", "none"),
-            expected=",".join(model.labels),
+            expected=",".join(model.label_order),
             repair=repair,
         )
     check_shapes({key: tuple(value.shape) for key, value in tensors.items()}, expected, Path(path), repair)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from holdfast.deepfakes.losses import attribute_loss, gradient_penalty
+from holdfast.deepfakes.losses import attribute_loss, critic_losses
 from holdfast.deepfakes.model import DeepfakeModel
 from holdfast.errors import HoldfastError
 
@@ -147,7 +147,7 @@ class StarGAN(DeepfakeModel):
     paper = "Choi et al., CVPR 2018"
     licence = "MIT (code); weights for research on CelebA's terms"
     public_parts = {}  # a file for each network
-    public_labels = SETTINGS["attributes"]["default"]
+    public_order = SETTINGS["attributes"]["default"]
     make_generator = Generator
 
     def __init__(self, settings, image_size):
@@ -197,27 +197,12 @@ class StarGAN(DeepfakeModel):
     def edit(self, x, target):
         return self.generator(x, target)
 
-    def training_step(self, batches, step, random, settings):
-        """A critic step, and a generator step every `critic_steps`-th time (deepfakes/training.py)."""
-        x, attributes = batches.at(step)
-        target = attributes[torch.randperm(len(x), generator=random)]
-        mix = torch.rand(len(x), 1, 1, 1, generator=random).to(x.device)
-        self.discriminator.requires_grad_(True)
-        yield "discriminator", *self.discriminator_loss(x, attributes, target, mix)
-        if (step + 1) % settings["critic_steps"] == 0:
-            # The generator's loss flows through the discriminator; its own gradients are not needed.
-            self.discriminator.requires_grad_(False)
-            yield "generator", *self.generator_loss(x, attributes, target)
-
     def discriminator_loss(self, x, attributes, target, mix):
         """WGAN-GP and classification of real images. `mix`: (N, 1, 1, 1) in [0, 1], for the penalty."""
         settings = self.settings
-        real, logits = self.discriminator(x)
         with torch.no_grad():
             fake = self.generator(x, target)
-        realness_of_fake, _ = self.discriminator(fake)
-        penalty = gradient_penalty(lambda images: self.discriminator(images)[0], x, fake, mix)
-        adversarial = realness_of_fake.mean() - real.mean()
+        adversarial, penalty, logits = critic_losses(self.discriminator, x, fake, mix)
         classification = attribute_loss(logits, attributes)
         total = adversarial + settings["lambda_gp"] * penalty + settings["lambda_cls"] * classification
         return total, {
