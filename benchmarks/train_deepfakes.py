@@ -275,6 +275,8 @@ def settings_of(name, options, size):
             settings[key] = max(1, value * options.width // 64)
         elif key.endswith("layers"):
             settings[key] = value - fewer
+    # The same for both ways, and not what they differ in.
+    settings["mirror"] = False
     # HiSD's discriminator steps are no more than its generator's.
     if name != "hisd":
         settings["critic_steps"] = options.critic_steps

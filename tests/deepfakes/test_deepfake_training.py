@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from holdfast.deepfakes.training import train_deepfake
+from holdfast.deepfakes.training import Batches, train_deepfake
 from holdfast.errors import HoldfastError
 
 NAMES = ("test", 0)
@@ -65,6 +65,22 @@ def test_rates_fall_linearly_over_the_second_half(tiny, faces, settings, adam_st
     train_deepfake(tiny(), faces, once, NAMES)
     rates = [rate for row in adam_steps for rate in row["rates"]]
     assert rates == pytest.approx([0.01] * 5 + [0.0075, 0.005, 0.0025])
+
+
+def test_faces_are_mirrored_at_random_where_that_is_asked_for(tiny, faces, settings):
+    positions = faces.positions("train")
+
+    def batches(mirror):
+        drawn = Batches(faces, positions, tiny(), settings | {"mirror": mirror}, NAMES, "cpu")
+        return [drawn.at(step) for step in range(12)]
+
+    turned = []
+    for (plain, labels), (x, same_labels) in zip(batches(False), batches(True), strict=True):
+        assert torch.equal(labels, same_labels)
+        for image, drawn in zip(plain, x, strict=True):
+            assert torch.equal(drawn, image) or torch.equal(drawn, image.flip(2))
+            turned.append(not torch.equal(drawn, image))
+    assert 0.25 * len(turned) < sum(turned) < 0.75 * len(turned)
 
 
 def test_names_decide_the_training(tiny, faces, settings, state, same):

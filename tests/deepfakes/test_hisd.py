@@ -697,6 +697,9 @@ def test_the_average_follows_the_generator(tiny, tagged_faces, state, share):
     assert moved > 50
 
 
+PLAIN = {"batch": 4, "mirror": False}
+
+
 def draws(model, faces, steps):
     """(tag, value, aim, images, conditions) of the first steps, up to the generator's loss."""
     found = []
@@ -707,7 +710,9 @@ def draws(model, faces, steps):
         return None, {}, ()
 
     model.generator_loss = record
-    batches = Batches(faces, faces.positions("train"), model, 4, NAMES, "cpu")
+    batches = Batches(
+        faces, faces.positions("train"), model, model.settings | {"batch": 4, "mirror": False}, NAMES, "cpu"
+    )
     for step in range(steps):
         next(model.training_step(batches, step, generator(*NAMES, "step", step), model.settings))
     return found
@@ -752,7 +757,14 @@ def test_faces_that_differ_in_no_tag_are_refused(tiny, labelled_faces):
 
 def test_a_step_judges_what_its_generator_made(tiny, tagged_faces):
     model = tiny()
-    batches = Batches(tagged_faces, tagged_faces.positions("train"), model, 4, NAMES, "cpu")
+    batches = Batches(
+        tagged_faces,
+        tagged_faces.positions("train"),
+        model,
+        model.settings | {"batch": 4, "mirror": False},
+        NAMES,
+        "cpu",
+    )
     made, judged = [], []
     generator_loss, discriminator_loss = model.generator_loss, model.discriminator_loss
 

@@ -118,6 +118,11 @@ SETTINGS = {
         "description": "Weight of classification for the discriminator.",
     },
     "lambda_gp": {"type": "number", "minimum": 0, "default": 10, "description": "Weight of the penalty."},
+    "mirror": {
+        "type": "boolean",
+        "default": False,
+        "description": "Faces are mirrored at random; the public PyTorch training does not.",
+    },
 }
 # An attribute that is switched on switches off those that exclude it.
 EXCLUDED = {

@@ -13,7 +13,7 @@ from torch import nn
 from holdfast.errors import HoldfastError
 from holdfast.seeds import generator, seed_of
 from holdfast.tensors import write_tensors
-from holdfast.training.loop import batch_positions, run_steps
+from holdfast.training.loop import batch_positions, mirror, run_steps
 
 
 class _Block(nn.Module):
@@ -154,8 +154,7 @@ def accuracy(model, faces, positions, device="cpu"):
 
 def _augment(x, random):
     """Mirror half of the images and shift each by up to 1/16 of its side (edges repeated)."""
-    mirrored = torch.rand(len(x), generator=random) < 0.5
-    x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    x = mirror(x, random)
     reach = x.shape[2] // 16
     if reach == 0:
         return x

@@ -10,8 +10,8 @@ are used are a running average of the generator, as in the public code.
 
 At its published size (256 px) the generator has 19,043,939 parameters (encoder 595,520; decoder 595,651;
 extractors 12,883,232; translators 3,167,808; mappers 1,801,728) and the discriminator 12,500,042; keys and
-shapes are those of the public checkpoint. Unlike the public training, faces are neither mirrored nor their
-colours jittered, and grey hair counts as none of the three colours.
+shapes are those of the public checkpoint. Unlike in the public training, colours are not jittered, and
+grey hair counts as none of the three colours.
 
 What TSDF attacks (method.md, stage 1) is the encoder: 256 x 64 x 64.
 """

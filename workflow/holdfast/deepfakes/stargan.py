@@ -5,8 +5,6 @@ Input is the image with the target labels as constant maps beside its channels. 
 64 channels, 5 attributes) the generator has 8,430,528 parameters and the discriminator 44,884,928;
 keys and shapes are those of the public checkpoints.
 
-Unlike the public training, faces are not mirrored at random.
-
 What TSDF attacks (method.md, stage 1) is the generator's trunk through all six residual blocks:
 256 x 64 x 64 at 256 px.
 """

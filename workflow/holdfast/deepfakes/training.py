@@ -10,7 +10,7 @@ import torch
 
 from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
-from holdfast.training.loop import batch_positions, run_steps
+from holdfast.training.loop import batch_positions, mirror, run_steps
 
 # What the schedule below needs of every model's settings; a model's module adds its own to these.
 SETTINGS = {
@@ -39,6 +39,11 @@ SETTINGS = {
         "default": 5,
         "description": "Discriminator steps per generator step.",
     },
+    "mirror": {
+        "type": "boolean",
+        "default": True,
+        "description": "Faces are mirrored left to right at random.",
+    },
     "precision": {
         "enum": ["float32", "bfloat16"],
         "default": "float32",
@@ -53,8 +58,8 @@ class Batches:
     `labels` is float32 (n, A), the attributes of all its faces; :meth:`at` gives batches.
     """
 
-    def __init__(self, faces, positions, model, size, seed_names, device):
-        self.faces, self.positions, self.size = faces, positions, size
+    def __init__(self, faces, positions, model, settings, seed_names, device):
+        self.faces, self.positions, self.settings = faces, positions, settings
         self.seed_names, self.device = seed_names, device
         self.labels = faces.labels(positions, model.attributes)
         self._kept = {}
@@ -73,8 +78,10 @@ class Batches:
             names: of this choice of rows, for its order of faces.
         """
         rows = np.arange(len(self.labels)) if rows is None else rows
-        chosen = batch_positions(rows, self.size, step, *self.seed_names, *names)
+        chosen = batch_positions(rows, self.settings["batch"], step, *self.seed_names, *names)
         x = self.faces.pixels(self.positions[chosen])
+        if self.settings["mirror"]:
+            x = mirror(x, generator(*self.seed_names, "mirror", step))
         return x.to(self.device, memory_format=torch.channels_last), self.labels[chosen].to(self.device)
 
 
@@ -84,8 +91,7 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
     Args:
         model: a deepfake model; trained in place, on `device`, and returned there.
         faces: a FaceSet that has the model's attributes.
-        settings: iterations, batch, generator_rate, discriminator_rate, critic_steps, precision, and
-            what the model's own training needs.
+        settings: those of SETTINGS, and what the model's own training needs.
         seed_names: names that seed batches and all that a step draws.
         state_path: see training/loop.py.
         on_sample: optional, called with the fraction done, ten times and at the end.
@@ -107,7 +113,7 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
     networks, iterations = model.networks, settings["iterations"]
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
-    batches = Batches(faces, positions, model, settings["batch"], seed_names, device)
+    batches = Batches(faces, positions, model, settings, seed_names, device)
     optimisers = model.optimisers(settings)
     rates = {name: [group["lr"] for group in thing.param_groups] for name, thing in optimisers.items()}
     device_type = torch.device(device).type

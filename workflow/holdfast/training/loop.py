@@ -111,6 +111,12 @@ def batch_positions(positions, batch_size, step, *names):
     return positions[chosen]
 
 
+def mirror(x, random):
+    """Each of the images (N, C, H, W) as it is or, with probability 1/2, mirrored left to right."""
+    turned = torch.rand(len(x), generator=random) < 0.5
+    return torch.where(turned[:, None, None, None], x.flip(3), x)
+
+
 def linear_decay(step, total_steps):
     """StarGAN's schedule: 1 over the first half, then falling linearly towards 0."""
     return min(1.0, 2.0 * (total_steps - step) / total_steps)
