@@ -490,9 +490,9 @@ class HiSD(DeepfakeModel):
         rate, betas = settings["generator_rate"], (0.0, 0.99)
         groups = [{"params": others}, {"params": slow, "lr": rate * settings["mapper_rate"]}]
         return {
-            "generator": torch.optim.Adam(groups, rate, betas),
+            "generator": torch.optim.Adam(groups, rate, betas, fused=True),
             "discriminator": torch.optim.Adam(
-                self.discriminator.parameters(), settings["discriminator_rate"], betas
+                self.discriminator.parameters(), settings["discriminator_rate"], betas, fused=True
             ),
         }
 

@@ -46,7 +46,9 @@ class DeepfakeModel:
     def optimisers(self, settings):
         """{network: optimiser}: Adam(0.5, 0.999), with the rates of the settings."""
         return {
-            name: torch.optim.Adam(self.networks[name].parameters(), settings[f"{name}_rate"], (0.5, 0.999))
+            name: torch.optim.Adam(
+                self.networks[name].parameters(), settings[f"{name}_rate"], (0.5, 0.999), fused=True
+            )
             for name in ("generator", "discriminator")
         }
 
