@@ -345,8 +345,16 @@ def test_each_loss_reaches_its_own_network(tiny, images):
     assert all(p.grad is None for p in model.discriminator.parameters())
 
 
-def test_rates_fall_to_a_tenth_in_the_second_half(tiny, faces, adam_steps):
-    model = tiny()
+@pytest.mark.parametrize(
+    "decay_after, expected",
+    [
+        # Step by step: D, then D and G, and so on; the second half begins at step 2.5.
+        (0.5, [0.02, 0.02, 0.01, 0.02, 0.002, 0.001, 0.002]),
+        (0.8, [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.002]),
+    ],
+)
+def test_rates_fall_to_a_tenth_towards_the_end(tiny, faces, adam_steps, decay_after, expected):
+    model = tiny(decay_after=decay_after)
     settings = model.settings | {
         "iterations": 5,
         "critic_steps": 2,
@@ -355,9 +363,8 @@ def test_rates_fall_to_a_tenth_in_the_second_half(tiny, faces, adam_steps):
     }
     log = train_deepfake(model, faces, settings, ("test", 0))
     assert [row["step"] for row in log if "g_rec" in row] == [1, 3]
-    # Step by step: D, then D and G, and so on; the second half begins at step 2.5.
     rates = [rate for row in adam_steps for rate in row["rates"]]
-    assert rates == pytest.approx([0.02, 0.02, 0.01, 0.02, 0.002, 0.001, 0.002])
+    assert rates == pytest.approx(expected)
 
 
 def test_the_reconstruction_is_learnt(tiny, faces):

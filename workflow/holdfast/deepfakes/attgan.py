@@ -118,6 +118,13 @@ SETTINGS = {
         "description": "Weight of classification for the discriminator.",
     },
     "lambda_gp": {"type": "number", "minimum": 0, "default": 10, "description": "Weight of the penalty."},
+    "decay_after": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.5,
+        "description": "Share of the iterations after which the rates fall to a tenth.",
+    },
     "mirror": {
         "type": "boolean",
         "default": False,
@@ -304,8 +311,8 @@ class AttGAN(DeepfakeModel):
         return torch.stack(edits, dim=1)
 
     def rate_factor(self, step, iterations):
-        """The public schedule: a tenth in the second half."""
-        return 1.0 if step < iterations / 2 else 0.1
+        """A tenth towards the end; in the public schedule, in the second half."""
+        return 1.0 if step < iterations * self.settings["decay_after"] else 0.1
 
     def discriminator_loss(self, x, attributes, target, mix):
         """WGAN-GP and classification of real images. `mix`: (N, 1, 1, 1) in [0, 1], for the penalty."""

@@ -141,7 +141,9 @@ def sample_sheet(path, grid, columns, rows=None):
             found=f"{len(columns)} titles, images of shape {grid.shape}",
             expected="(rows, columns, S, S, 3) and a title for each column",
         )
-    _write_grid(path, [list(row) for row in grid], list(columns), list(rows or [""] * len(grid)))
+    # Names of attributes are long, and a long title makes a wide column.
+    titles = [title.replace("_", "\n") for title in columns]
+    _write_grid(path, [list(row) for row in grid], titles, list(rows or [""] * len(grid)))
 
 
 def loss_curves(path, log):
