@@ -48,22 +48,18 @@ def prepare_environment_of_jobs():
 def registered(section):
     """{name: {setting: JSON schema}} of what the modules of a section register.
 
-    Reads the literal ``REGISTER`` and ``SETTINGS`` of each module; ``training.py`` of the folder, where
-    there is one, holds SETTINGS common to all.
+    Reads the literal ``REGISTER`` and ``SETTINGS`` of each module; SETTINGS of a module that registers
+    nothing are common to all of its folder.
 
     Raises:
         HoldfastError: a REGISTER or SETTINGS that is not a literal dictionary.
     """
     folder = PACKAGE / SECTIONS.get(section, section)
+    modules = [_literals(path) for path in sorted(folder.glob("*.py"))]
     common = {}
-    if (folder / "training.py").exists():
-        common = _literals(folder / "training.py")[1]
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        names, settings = _literals(path)
-        for name in names:
-            found[name] = {**common, **settings}
-    return found
+    for names, settings in modules:
+        common |= {} if names else settings
+    return {name: {**common, **settings} for names, settings in modules for name in names}
 
 
 def _literals(path):
