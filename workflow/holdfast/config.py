@@ -21,6 +21,7 @@ from holdfast.errors import HoldfastError
 
 PACKAGE = Path(__file__).resolve().parent
 SCHEMA = PACKAGE.parent / "schemas" / "config.schema.json"
+UNION = "union"  # the attacker's detector that is all of them
 # Section of the config: folder of the library whose modules register its entries.
 METRICS = "metrics"
 SECTIONS = {
@@ -169,7 +170,7 @@ def _check_references(config):
         ("attacker.detector", config["attacker"]["detector"], "detectors"),
     ):
         running = active(config, section)
-        if name not in running:
+        if name not in running and not (key == "attacker.detector" and name == UNION and running):
             nearest = _nearest(name, running) or next(iter(running), None)
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
@@ -356,6 +357,11 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def attackers_detectors(config, name):
+    """The detectors that the attacker runs if his detector is called `name`: that one, or all."""
+    return list(active(config, "detectors")) if name == UNION else [name]
+
+
 def sources_of(weights):
     """`weights` of a deepfake model as a list of {path or url, sha256, attributes}; empty: train."""
     if weights == "train":
@@ -374,6 +380,10 @@ def hash_of(config):
             | {"given": entry.get("weights") not in (None, "train")}
             for name, entry in config[section].items()
         }
+    for entry in settings["detectors"].values():
+        if "initialisation" in entry.get("training", {}):
+            begun = {"initialisation": entry["training"]["initialisation"] is not None}
+            entry["training"] = {**entry["training"], **begun}
     settings["datasets"] = {
         name: {key: value for key, value in entry.items() if key not in ("source", "downloads")}
         for name, entry in config["datasets"].items()

@@ -6,7 +6,7 @@ PyTorch weights `dsfd_vgg_0.880.pth` (49,793,432 parameters), which load strictl
 
 A feature enhance module (section 3.2, Fig. 3) reads a product map by three branches of one, two and three
 3x3 convolutions that are dilated by 3. Training compares both shots with the truth, the first one with
-anchors of half the size (progressive anchor loss, section 3.3, Eq. 5-7); detection reads the second shot only.
+anchors of half the size (progressive anchor loss, section 3.3, Eq. 5-7); detection reads the second only.
 
 What had to be inferred; the public code differs from the paper, and the file goes with the code. fc6 is
 dilated by 3, the last top-down layers are upsampled bilinearly with aligned corners (what the code's

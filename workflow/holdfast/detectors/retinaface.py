@@ -155,7 +155,9 @@ class RetinaFaceNetwork(nn.Module):
 
     def outputs(self):
         """The layers whose values are logits, boxes and landmarks."""
-        return [head.conv1x1 for heads in (self.ClassHead, self.BboxHead, self.LandmarkHead) for head in heads]
+        return [
+            head.conv1x1 for heads in (self.ClassHead, self.BboxHead, self.LandmarkHead) for head in heads
+        ]
 
     def levels_and_raw(self, x):
         """:meth:`levels`, and :meth:`heads` of them."""

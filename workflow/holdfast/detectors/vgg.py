@@ -107,8 +107,7 @@ def heads(base, values, finest=None):
     """3x3 convolutions that read `values` numbers per position off each map, `finest` off the first."""
     counts = [finest or values, *[values] * 5]
     return nn.ModuleList(
-        nn.Conv2d(inputs, outputs, 3, padding=1)
-        for inputs, outputs in zip(widths(base), counts, strict=True)
+        nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in zip(widths(base), counts, strict=True)
     )
 
 
