@@ -126,7 +126,7 @@ class DSFDNetwork(nn.Module):
     def _read(maps, conf, loc):
         logits = [head(x) for head, x in zip(conf, maps, strict=True)]
         encoded = [head(x) for head, x in zip(loc, maps, strict=True)]
-        return vgg.flat(logits, 2), vgg.flat(encoded, 4)
+        return vgg.flat(logits), vgg.flat(encoded)
 
     def levels(self, x):
         """conv3_3, conv4_3 and conv5_3 after their L2Norm: (N, C, h, w) at strides 4, 8 and 16."""

@@ -93,7 +93,7 @@ class S3FDNetwork(nn.Module):
         logits = [head(x) for head, x in zip(self.conf, maps, strict=True)]
         logits[0] = max_out(logits[0])
         encoded = [head(x) for head, x in zip(self.loc, maps, strict=True)]
-        return levels, (vgg.flat(logits, 2), vgg.flat(encoded, 4))
+        return levels, (vgg.flat(logits), vgg.flat(encoded))
 
 
 class S3FD(Detector):

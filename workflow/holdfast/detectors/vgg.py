@@ -111,9 +111,9 @@ def heads(base, values, finest=None):
     )
 
 
-def flat(maps, values):
+def flat(maps):
     """Maps [(N, values, h, w), …] to (N, P, values): by map, row, column."""
-    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, values) for x in maps], dim=1)
+    return torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
 
 
 def map_sizes(height, width):
