@@ -115,7 +115,7 @@ def test_every_face_has_an_anchor():
 
 
 def test_the_progressive_anchor_loss_is_the_sum_of_both_shots(narrow):
-    """Eq. 7 with lambda 1: one step's loss against the two shots' losses, worked out apart."""
+    """Weighed alike: one step's loss against the two shots' losses, worked out apart."""
     scene = torch.randint(0, 256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(3)).byte().numpy()
     truth = [torch.tensor([[10.0, 12.0, 30.0, 36.0]]).numpy()]
     settings = {"start": "given", "steps": 1, "batch": 1, "contrast": 0.0, "brightness": 0.0}

@@ -6,13 +6,14 @@ PyTorch weights `dsfd_vgg_0.880.pth` (49,793,432 parameters), which load strictl
 
 A feature enhance module (section 3.2, Fig. 3) reads a product map by three branches of one, two and three
 3x3 convolutions that are dilated by 3. Training compares both shots with the truth, the first one with
-anchors of half the size (progressive anchor loss, section 3.3, Eq. 5-7); detection reads the second only.
+anchors of half the size, and adds their losses (progressive anchor loss, section 3.3); detection reads the
+second shot only.
 
 What had to be inferred; the public code differs from the paper, and the file goes with the code. fc6 is
-dilated by 3, the last top-down layers are upsampled bilinearly with aligned corners (what the code's
-version of PyTorch did), the finest three enhanced maps are L2-normalised, anchors are square (the paper: 1 to
-1.5), no map has a max-out background, and a matched IoU is 0.35 or more. lambda of Eq. 7 is 1. Copies of the
-network that dilate fc6 by 6 are in circulation. Like S3FD, channels are RGB.
+dilated by 3, coarse maps are enlarged bilinearly with aligned corners (what the code's version of PyTorch
+did), the finest three enhanced maps are L2-normalised, anchors are square (the paper: 1.5 times as high as
+wide), no map has a max-out background, an anchor is a face's from an IoU of 0.35 on, and both shots' losses
+weigh alike. Copies of the network that dilate fc6 by 6 are in circulation. Channels are RGB, as S3FD's.
 """
 
 import torch
@@ -111,7 +112,7 @@ class DSFDNetwork(nn.Module):
         return [norm(x) for norm, x in zip(norms, maps, strict=True)]
 
     def _enhanced(self, maps):
-        """The second shot's six maps, fine to coarse, of the backbone's (Eq. 1 and 2)."""
+        """The second shot's six maps, fine to coarse, of the backbone's (section 3.2)."""
         merged = [functional.relu(self.fpn_topdown[0](maps[-1]))]
         for down, lateral, finer in zip(self.fpn_topdown[1:], self.fpn_latlayer, maps[-2::-1], strict=True):
             above = functional.interpolate(
