@@ -26,7 +26,7 @@ SIZES = re.compile(
     | (classifier|scenes|measuring|protection)\.\w+
     | deepfakes\.\w+\.(\w*channels|layers|discriminator_layers|hidden|style|noise|iterations|batch
                        |critic_steps|generator_rate|discriminator_rate|precision|skip|title)
-    | detectors\.\w+\.(anchors|input_size|training\.\w+)
+    | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size)
     | attacker\.(images|iterations|generator_rate|discriminator_rate)""",
     re.VERBOSE,
@@ -215,13 +215,30 @@ def test_a_reference_to_nothing_that_is_run(changes, key, repair):
     assert f"config key {key} refers to nothing that is run" in str(error) and repair in error.repair
 
 
+def test_the_attacker_may_harvest_with_all_detectors():
+    two = {"retinaface": {}, "s3fd": {}, "dsfd": {"skip": "not here"}}
+    found = config.complete(small(detectors=two, attacker={"detector": "union"}))
+    assert config.attackers_detectors(found, "union") == ["retinaface", "s3fd"]
+    assert config.attackers_detectors(found, "s3fd") == ["s3fd"]
+    none = refusal({"detectors": {"retinaface": {"skip": "no"}}, "attacker": {"detector": "union"}})
+    assert "attacker.detector refers to nothing" in str(none)
+
+
+def test_where_initial_weights_lie_does_not_change_the_hash():
+    def hashed(path):
+        begun = {"training": {"initialisation": path}}
+        return config.hash_of(config.complete(small(detectors={"s3fd": begun})))
+
+    assert hashed("/here/vgg16.pth") == hashed("/there/vgg16.pth") != hashed(None)
+
+
 def test_skipped_entries_may_be_of_unknown_kinds_with_unknown_settings():
     later = {"skip": "not there yet", "strength": 3}
     found = config.complete(
         small(
             defences={"facepoison": later},
             deepfakes={"attgan": {"title": "AttGAN", **later}},
-            detectors={"s3fd": later},
+            detectors={"mtcnn": later},
             datasets={"ffpp": {"kind": "video", **later}},
         )
     )

@@ -42,6 +42,30 @@ def test_any_size_any_mode_any_depth(tmp_path, draw):
     assert read_report(tmp_path / "out" / "set")["other_files"] == 1
 
 
+def test_black_pale_and_palette_images_are_as_good_as_any(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    Image.new("RGB", (40, 40)).save(source / "black.png")
+    Image.new("1", (40, 40)).save(source / "black_1_bit.png")
+    Image.new("LA", (40, 40), (7, 255)).save(source / "grey_alpha.png")
+    Image.new("P", (40, 40)).save(source / "palette.png")
+    Image.new("RGBA", (40, 40), (9, 9, 9, 255)).save(source / "rgba.png")
+    faces = run(source, tmp_path)
+    assert faces.images.shape == (5, 16, 16, 3)
+    assert [np.unique(image).tolist() for image in faces.images] == [[0], [0], [7], [0], [9]]
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (31, 400)])
+def test_an_image_of_a_pixel_is_counted_and_the_others_stay(tmp_path, draw, size):
+    source = tmp_path / "source"
+    for number in range(4):
+        draw(source / f"{number}.png", 40, 40, seed=number)
+    Image.new("RGB", size).save(source / "thin.png")
+    with pytest.raises(HoldfastError, match=r"thin.png \(wrong_size: .* expected at least 32x32"):
+        run(source, tmp_path)
+    assert len(run(source, tmp_path, problem_limit=0.5)) == 4
+
+
 def test_sub_folders_make_splits(tmp_path, draw):
     source = tmp_path / "source"
     for name in ("train/x/1.png", "val/2.png", "test/3.png", "other/4.png", "5.png", "x/train/6.png"):

@@ -155,3 +155,31 @@ def test_nms_at_the_threshold_and_with_empty_boxes():
 def test_nms_refuses_what_does_not_go_together():
     with pytest.raises(HoldfastError, match="do not go together"):
         boxes.nms(torch.zeros(3, 4), torch.zeros(2), 0.4)
+
+
+@quick
+@given(seeds, st.integers(1, 12))
+def test_decode_and_encode_are_inverse(seed, n):
+    random = torch.Generator().manual_seed(seed)
+    priors, encoded = boxes.centres(drawn(seed, n)), torch.randn(n, 4, generator=random)
+    found = boxes.encode(boxes.decode(encoded, priors), priors)
+    torch.testing.assert_close(found, encoded, rtol=1e-2, atol=1e-2)
+
+
+@quick
+@given(seeds, st.integers(0, 30), st.sampled_from([0.3, 0.5]))
+def test_suppression_keeps_boxes_apart_and_loses_only_neighbours(seed, n, threshold):
+    dets, scores = drawn(seed, n, side=60.0), torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    kept = boxes.nms(dets, scores, threshold)
+    overlap = boxes.iou(dets, dets[kept])
+    assert (scores[kept].diff() <= 0).all()
+    assert ((overlap[kept] - torch.eye(len(kept))) <= threshold + 1e-6).all()
+    lost = torch.ones(n, dtype=torch.bool).index_fill(0, kept, False)
+    if lost.any():
+        assert (overlap[lost].max(dim=1).values > threshold - 1e-6).all()
+
+
+def test_anchors_follow_the_maps_that_are_given():
+    found = boxes.anchors(64, 128, [[16], [64]], [8, 16], [(7, 15), (3, 8)])
+    assert len(found) == 7 * 15 + 3 * 8
+    torch.testing.assert_close(found[105], torch.tensor([8 / 128, 8 / 64, 64 / 128, 64 / 64]))

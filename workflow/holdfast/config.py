@@ -21,6 +21,7 @@ from holdfast.errors import HoldfastError
 
 PACKAGE = Path(__file__).resolve().parent
 SCHEMA = PACKAGE.parent / "schemas" / "config.schema.json"
+UNION = "union"  # the attacker's detector that is all of them
 # Section of the config: folder of the library whose modules register its entries.
 METRICS = "metrics"
 SECTIONS = {
@@ -48,22 +49,18 @@ def prepare_environment_of_jobs():
 def registered(section):
     """{name: {setting: JSON schema}} of what the modules of a section register.
 
-    Reads the literal ``REGISTER`` and ``SETTINGS`` of each module; ``training.py`` of the folder, where
-    there is one, holds SETTINGS common to all.
+    Reads the literal ``REGISTER`` and ``SETTINGS`` of each module; SETTINGS of a module that registers
+    nothing are common to all of its folder.
 
     Raises:
         HoldfastError: a REGISTER or SETTINGS that is not a literal dictionary.
     """
     folder = PACKAGE / SECTIONS.get(section, section)
+    modules = [_literals(path) for path in sorted(folder.glob("*.py"))]
     common = {}
-    if (folder / "training.py").exists():
-        common = _literals(folder / "training.py")[1]
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        names, settings = _literals(path)
-        for name in names:
-            found[name] = {**common, **settings}
-    return found
+    for names, settings in modules:
+        common |= {} if names else settings
+    return {name: {**common, **settings} for names, settings in modules for name in names}
 
 
 def _literals(path):
@@ -173,7 +170,7 @@ def _check_references(config):
         ("attacker.detector", config["attacker"]["detector"], "detectors"),
     ):
         running = active(config, section)
-        if name not in running:
+        if name not in running and not (key == "attacker.detector" and name == UNION and running):
             nearest = _nearest(name, running) or next(iter(running), None)
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
@@ -360,6 +357,11 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def attackers_detectors(config, name):
+    """The detectors that the attacker runs if his detector is called `name`: that one, or all."""
+    return list(active(config, "detectors")) if name == UNION else [name]
+
+
 def sources_of(weights):
     """`weights` of a deepfake model as a list of {path or url, sha256, attributes}; empty: train."""
     if weights == "train":
@@ -378,6 +380,10 @@ def hash_of(config):
             | {"given": entry.get("weights") not in (None, "train")}
             for name, entry in config[section].items()
         }
+    for entry in settings["detectors"].values():
+        if "initialisation" in entry.get("training", {}):
+            begun = {"initialisation": entry["training"]["initialisation"] is not None}
+            entry["training"] = {**entry["training"], **begun}
     settings["datasets"] = {
         name: {key: value for key, value in entry.items() if key not in ("source", "downloads")}
         for name, entry in config["datasets"].items()

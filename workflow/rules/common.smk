@@ -9,6 +9,7 @@ DEFENCES = settings.active(config, "defences")
 SEEDS = config["perturbation_seeds"]
 TRAINING_SET = config["training_set"]
 ATTACKER = config["attacker"]["detector"]
+HARVESTERS = list(dict.fromkeys([*DETECTORS, ATTACKER]))
 TABLES = ["I", "II", "III", "IV", "V", "VI"]
 FIGURES = ["5", "6", "7"]
 
@@ -25,7 +26,7 @@ def one_of(names):
 wildcard_constraints:
     dataset=one_of(DATASETS),
     model=one_of(DEEPFAKES),
-    detector=one_of(DETECTORS),
+    detector=one_of(HARVESTERS),
     defence=one_of(DEFENCES),
     seed=one_of(SEEDS),
     split="train|test",
@@ -40,6 +41,19 @@ def deepfake_library(model, *more):
     """The module of a deepfake model, those it takes losses and layers from, and `more`."""
     shared = {"attentiongan": ["stargan"], "attgan": ["stargan"]}.get(model, [])
     return library(*(f"deepfakes/{name}.py" for name in [model, *shared, "model", "losses"]), *more)
+
+
+def detector_library(detector, *more):
+    """The module of a detector, what it shares with the others, and `more`."""
+    backbone = {"s3fd": ["vgg"], "dsfd": ["vgg"]}.get(detector, [])
+    return library(*(f"detectors/{name}.py" for name in [detector, *backbone, "detector", "boxes"]), *more)
+
+
+def given_to_detector(wildcards):
+    """Local files that a detector's weights come from or start with: its checkpoint, or VGG16's."""
+    entry = config["detectors"][wildcards.detector]
+    given = entry["weights"] or entry["training"]["initialisation"]
+    return [Path(given).expanduser()] if given else []
 
 
 def given_checkpoints(wildcards):
@@ -58,6 +72,11 @@ def deepfake_weights(model):
 
 def detector_weights(detector):
     return R / f"detectors/{detector}/weights.safetensors"
+
+
+def attackers_weights(wildcards):
+    """Of the detector that the attacker harvests with, or of all where it is their union."""
+    return [detector_weights(name) for name in settings.attackers_detectors(config, wildcards.detector)]
 
 
 CLASSIFIER = R / "models/classifier/weights.safetensors"

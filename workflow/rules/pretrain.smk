@@ -118,8 +118,8 @@ rule get_detector:
     input:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
-        given=lambda w: config["detectors"][w.detector]["weights"] or [],
-        library=lambda w: library(f"detectors/{w.detector}.py", "detectors/boxes.py", "detectors/training.py"),
+        given=given_to_detector,
+        library=lambda w: detector_library(w.detector, "detectors/training.py"),
     output:
         weights=R / "detectors/{detector}/weights.safetensors",
         records=R / "records/detectors/{detector}.jsonl",

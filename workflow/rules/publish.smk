@@ -25,7 +25,7 @@ RECORDS = [
         R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
         defence=DEFENCES,
         seed=SEEDS,
-        detector=DETECTORS,
+        detector=HARVESTERS,
     ),
     *expand(
         R / "records/retrained/{model}.{defence}.{seed}.jsonl",

@@ -3,7 +3,7 @@ rule harvest:
     input:
         protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
         faces=faces(TRAINING_SET),
-        detector=R / "detectors/{detector}/weights.safetensors",
+        detectors=attackers_weights,
         library=library("attacker/harvest.py"),
     output:
         images=R / "harvest/{defence}/{seed}/{detector}/images.npy",

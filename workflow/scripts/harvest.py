@@ -14,7 +14,7 @@ with job(snakemake.log[0]):
         Path(snakemake.input.protected) / "index.csv",
         snakemake.input.faces,
         snakemake.wildcards.detector,
-        snakemake.input.detector,
+        list(snakemake.input.detectors),
         Path(snakemake.output.index).parent,
         snakemake.output.records,
     )

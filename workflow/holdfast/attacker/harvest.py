@@ -10,6 +10,27 @@ from PIL import Image
 from holdfast.metrics.detection import pick_face
 
 
+def union(detections):
+    """The boxes of several detectors taken together: for the attacker who trusts whichever is surest.
+
+    Of these, he takes the best box over all detectors: the one with the highest score, of equal ones that of
+    the detector named first. Scores of different detectors are compared as they are.
+
+    Args:
+        detections: per detector, a list with (boxes (k, 4), scores (k,)) for each image.
+
+    Returns:
+        per image (boxes (k, 4), scores (k,)), best first.
+    """
+    found = []
+    for pairs in zip(*detections, strict=True):
+        boxes = np.concatenate([np.asarray(boxes).reshape(-1, 4) for boxes, _ in pairs])
+        scores = np.concatenate([np.asarray(scores).reshape(-1) for _, scores in pairs])
+        order = np.argsort(-scores, kind="stable")
+        found.append((boxes[order], scores[order]))
+    return found
+
+
 def square_window(box, margin, size):
     """The square that is cropped: around the box's centre, its longer side plus `margin` on both ends.
 

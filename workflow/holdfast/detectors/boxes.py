@@ -73,24 +73,26 @@ def decode(encoded, priors, variances=VARIANCES):
     return corners(torch.cat([centre, side], dim=-1))
 
 
-def anchors(height, width, sizes, strides):
+def anchors(height, width, sizes, strides, maps=None):
     """Square anchors over the cells of the feature maps of an image.
 
-    Order: level, row, column, size; each map has ceil(side / stride) cells.
+    Order: level, row, column, size. Cell i of a map has its middle at (i + 1/2) strides.
 
     Args:
         height, width: of the image, in pixels.
         sizes: per level, the anchor sides in pixels, e.g. [[16, 32], [64, 128], [256, 512]].
         strides: per level, in pixels, e.g. [8, 16, 32].
+        maps: per level, (rows, columns); by default ceil(side / stride) each.
 
     Returns:
         (P, 4) float32, centre form, as fractions of width and height; not clipped to the image.
     """
     image = torch.tensor([width, height], dtype=torch.float32)
+    maps = maps or [(-(-height // stride), -(-width // stride)) for stride in strides]
     found = []
-    for level_sizes, stride in zip(sizes, strides, strict=True):
-        rows = (torch.arange(-(-height // stride), dtype=torch.float32) + 0.5) * stride
-        columns = (torch.arange(-(-width // stride), dtype=torch.float32) + 0.5) * stride
+    for level_sizes, stride, (n_rows, n_columns) in zip(sizes, strides, maps, strict=True):
+        rows = (torch.arange(n_rows, dtype=torch.float32) + 0.5) * stride
+        columns = (torch.arange(n_columns, dtype=torch.float32) + 0.5) * stride
         sides = torch.tensor(level_sizes, dtype=torch.float32)
         y, x, side = torch.meshgrid(rows, columns, sides, indexing="ij")
         level = torch.stack([x, y, side, side], dim=-1).reshape(-1, 4)
@@ -123,6 +125,32 @@ def match(truth, priors, threshold=0.35, forced=0.2):
     for face in torch.argsort(best).tolist():
         if best[face] >= forced:
             assigned[column[face]] = face
+    return assigned
+
+
+def match_compensated(truth, priors, threshold=0.35, weakest=0.1):
+    """Scale compensation matching (S3FD, section 3.2): faces between the anchors' scales get anchors, too.
+
+    Stage one is :func:`match`. In stage two, each face with fewer anchors than the faces of its image
+    have on average takes its best ones, of those that it overlaps at more than `weakest` and that no
+    other face has, until it has as many. The average is rounded and at least 1; the paper does not say
+    over which faces it is taken.
+
+    Args and Returns: as in :func:`match`; stage one gives every face its best anchor at `weakest` or more.
+    """
+    assigned = match(truth, priors, threshold, forced=weakest)
+    if len(truth) == 0:
+        return assigned
+    overlap = iou(truth, corners(priors))
+    counts = torch.bincount(assigned[assigned >= 0], minlength=len(truth))
+    average = max(1, round(counts.float().mean().item()))
+    # Fewest first: they need the free anchors most.
+    for face in torch.argsort(counts, stable=True).tolist():
+        if counts[face] >= average:
+            break
+        free = overlap[face].masked_fill(assigned >= 0, 0.0)
+        best, rows = free.topk(min(average - int(counts[face]), len(priors)))
+        assigned[rows[best > weakest]] = face
     return assigned
 
 

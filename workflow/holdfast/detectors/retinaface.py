@@ -6,35 +6,18 @@ Localisation in the Wild", CVPR 2020, in the layout of the public PyTorch weight
           -> one SSH context module per level -> 1x1 heads: class, box, five landmarks
 """
 
-import json
-import pickle
-from pathlib import Path
-
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from holdfast.detectors import boxes as box_math
-from holdfast.errors import HoldfastError
-from holdfast.tensors import write_tensors
+from holdfast.detectors.detector import Detector, defaults_of
 
-STRIDES = (8, 16, 32)
-MEAN_BGR = (104.0, 117.0, 123.0)
-SMALLEST_SIDE = 32
 SETTINGS = {
     "width": {
         "type": "number",
         "exclusiveMinimum": 0,
         "default": 0.25,
         "description": "Channel multiplier of MobileNetV1; 0.25 is the published network.",
-    },
-    "input_size": {
-        "type": ["integer", "null"],
-        "minimum": 32,
-        "default": None,
-        "description": "Side in pixels that images are resized to; null: as they are given.",
     },
     "anchors": {
         "type": "array",
@@ -51,21 +34,8 @@ SETTINGS = {
         "default": 0.4,
         "description": "IoU above which the weaker of two boxes is dropped; as in the public code.",
     },
-    "candidates": {
-        "type": "integer",
-        "minimum": 1,
-        "default": 5000,
-        "description": "Best boxes that enter the suppression.",
-    },
-    "keep": {
-        "type": "integer",
-        "minimum": 1,
-        "default": 750,
-        "description": "Best boxes that may leave the suppression.",
-    },
-    "batch": {"type": "integer", "minimum": 1, "default": 32, "description": "Images per pass in `detect`."},
 }
-DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
+DEFAULTS = defaults_of(SETTINGS)
 
 
 def _activation(channels):
@@ -179,6 +149,21 @@ class RetinaFaceNetwork(nn.Module):
         fine, middle, coarse = self.fpn(*self.body(x))
         return [self.ssh1(fine), self.ssh2(middle), self.ssh3(coarse)]
 
+    def inputs(self):
+        """None: batch normalisation makes up for the range of the pixels."""
+        return []
+
+    def outputs(self):
+        """The layers whose values are logits, boxes and landmarks."""
+        return [
+            head.conv1x1 for heads in (self.ClassHead, self.BboxHead, self.LandmarkHead) for head in heads
+        ]
+
+    def levels_and_raw(self, x):
+        """:meth:`levels`, and :meth:`heads` of them."""
+        levels = self.levels(x)
+        return levels, self.heads(levels)
+
     def heads(self, levels):
         """Class logits (N, P, 2), background first, and encoded boxes (N, P, 4)."""
         logits = torch.cat([head(x) for head, x in zip(self.ClassHead, levels, strict=True)], dim=1)
@@ -194,224 +179,25 @@ class RetinaFaceNetwork(nn.Module):
         return *self.heads(levels), self.landmarks(levels)
 
 
-class RetinaFace:
-    """A face detector that is attacked, not changed: frozen and in eval mode unless it is trained.
+class RetinaFace(Detector):
+    """The detector: :class:`holdfast.detectors.detector.Detector`. Its levels are the three SSH outputs."""
 
-    Images are float (N, 3, H, W), RGB in [-1, 1], H and W at least 32.
-
-    Args:
-        settings: any of :data:`DEFAULTS`, which explains them.
-
-    Raises:
-        HoldfastError: an unknown setting, or a value that makes no network.
-    """
-
+    name = "retinaface"
     title = "RetinaFace"
     paper = "Deng et al., CVPR 2020"
     licence = "MIT (code and weights)"
+    public_file = "mobilenet0.25_Final.pth"
+    backbone = "MobileNetV1"
+    defaults = DEFAULTS
+    remark = "the scenes have no landmarks, so the landmark loss is left out"
+    strides = (8, 16, 32)
+    mean = (104.0, 117.0, 123.0)
+    channels = "BGR"
+    narrowest = 32
+    published_width = 0.25
 
-    def __init__(self, settings=None):
-        self.settings = _checked(settings or {})
-        self.network = RetinaFaceNetwork(self.settings["width"], [len(a) for a in self.settings["anchors"]])
-        self._priors = {}
-        self.freeze()
-
-    @property
-    def device(self):
-        return self.network.ClassHead[0].conv1x1.weight.device
-
-    def to(self, device):
-        self.network.to(device)
-        return self
-
-    def freeze(self):
-        """Eval mode, no gradients for the parameters (gradients still reach the images)."""
-        self.network.eval().requires_grad_(False)
-        return self
-
-    def _input(self, images):
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SMALLEST_SIDE:
-            raise HoldfastError(
-                f"{self.title} cannot take these images",
-                found=f"shape {tuple(images.shape)}",
-                expected=f"(N, 3, H, W) with H and W of {SMALLEST_SIDE} or more",
-            )
-        size = self.settings["input_size"]
-        if size is not None and tuple(images.shape[2:]) != (size, size):
-            images = functional.interpolate(
-                images, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-            )
-        mean = torch.tensor(MEAN_BGR, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-        return (images.flip(1) + 1) * 127.5 - mean
-
-    def levels(self, images):
-        """The features that defences attack: three SSH outputs, differentiable w.r.t. `images`."""
-        return self.network.levels(self._input(images))
-
-    def raw(self, images):
-        """Logits (N, P, 2) (background, face) and encoded boxes (N, P, 4), differentiable."""
-        return self.network.heads(self.levels(images))
-
-    def levels_and_raw(self, images):
-        """:meth:`levels` and :meth:`raw` of one pass, for losses that need both."""
-        levels = self.levels(images)
-        return levels, self.network.heads(levels)
-
-    def priors(self, height, width):
-        """Anchors (P, 4) for images of height × width pixels: centre form, fractions of the image."""
-        size = self.settings["input_size"]
-        if size is not None:
-            height = width = size
-        key = (height, width, str(self.device))
-        if key not in self._priors:
-            found = box_math.anchors(height, width, self.settings["anchors"], STRIDES)
-            self._priors[key] = found.to(self.device)
-        return self._priors[key]
-
-    def decode(self, encoded, priors):
-        """Encoded boxes (..., P, 4) to corner form, as fractions of the image."""
-        return box_math.decode(encoded, priors)
-
-    @torch.no_grad()
-    def detect(self, images, threshold=0.5):
-        """Boxes above a score, after non-maximum suppression.
-
-        Args:
-            images: (N, 3, H, W) in [-1, 1].
-            threshold: a box is kept if its score is above this.
-
-        Returns:
-            N pairs of boxes (k, 4), corner form in pixels of `images`, not clipped to them, and
-            scores (k,) in (0, 1], best first. On the detector's device.
-        """
-        height, width = images.shape[2:]
-        scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=self.device)
-        found = []
-        for chunk in images.split(self.settings["batch"]):
-            logits, encoded = self.raw(chunk.to(self.device))
-            scores = torch.softmax(logits, dim=-1)[..., 1]
-            boxes = self.decode(encoded, self.priors(height, width)) * scale
-            found += [self._suppressed(*pair, threshold) for pair in zip(boxes, scores, strict=True)]
-        return found
-
-    def _suppressed(self, boxes, scores, threshold):
-        above = torch.nonzero(scores > threshold)[:, 0]
-        order = above[torch.argsort(scores[above], descending=True, stable=True)]
-        order = order[: self.settings["candidates"]]
-        boxes, scores = boxes[order], scores[order]
-        kept = box_math.nms(boxes, scores, self.settings["nms_threshold"])[: self.settings["keep"]]
-        return boxes[kept], scores[kept]
-
-    def load(self, path):
-        """Weights from our .safetensors or from the public .pth (prefix ``module.`` removed), strictly.
-
-        Raises:
-            HoldfastError: the file is missing, truncated, holds other things than tensors, or
-                belongs to another architecture or other anchors.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise HoldfastError(f"{path} is missing", expected=f"weights of {self.title}")
-        if path.suffix == ".safetensors":
-            state = self._read_safetensors(path)
-        else:
-            state = _read_public(path)
-        self._check_architecture(state, path)
-        self.network.load_state_dict(state, strict=True)
-        return self.freeze()
-
-    def save(self, path):
-        """Weights as .safetensors, with the settings that they belong to."""
-        about = {"model": "retinaface", "settings": json.dumps(self.settings, sort_keys=True)}
-        write_tensors(path, self.network.state_dict(), about)
-
-    def _read_safetensors(self, path):
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-            state = load_file(path)
-            saved = json.loads(about.get("settings", "{}"))
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise HoldfastError(
-                f"cannot read {path}",
-                found=str(error),
-                expected="a whole .safetensors file",
-                repair="remove it and let the rule that makes it run again",
-            ) from error
-        for key in ("width", "anchors"):
-            if key in saved and saved[key] != self.settings[key]:
-                raise HoldfastError(
-                    f"{path} was trained with another `{key}`",
-                    found=saved[key],
-                    expected=self.settings[key],
-                    repair=f"set the detector's `{key}` to the file's, or train again",
-                )
-        return state
-
-    def _check_architecture(self, state, path):
-        own = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
-        given = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
-        wrong = [f"missing {name}" for name in own if name not in given]
-        wrong += [f"unknown {name}" for name in given if name not in own]
-        wrong += [
-            f"{name} is {given[name]}, not {shape}"
-            for name, shape in own.items()
-            if given.get(name, shape) != shape
-        ]
-        if wrong:
-            raise HoldfastError(
-                f"{path} holds the weights of another architecture",
-                found=f"{'; '.join(wrong[:4])}{f'; and {len(wrong) - 4} more' if len(wrong) > 4 else ''}",
-                expected=f"RetinaFace on MobileNetV1 x {self.settings['width']}",
-                repair="name this network's file (public: mobilenet0.25_Final.pth), or set `width` to its",
-            )
-
-
-def _read_public(path):
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise HoldfastError(
-            f"cannot read {path} as weights",
-            found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            expected="a whole torch checkpoint that holds tensors only",
-            repair="get the file again and compare its sha256; a checkpoint that holds code is never run",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise HoldfastError(
-            f"{path} is no state dict", found=type(state).__name__, expected="names to tensors"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _checked(settings):
-    unknown = sorted(set(settings) - set(DEFAULTS))
-    if unknown:
-        raise HoldfastError(
-            f"RetinaFace knows no setting `{unknown[0]}`", expected=f"any of {', '.join(DEFAULTS)}"
-        )
-    merged = {**DEFAULTS, **settings}
-    base = 32 * merged["width"]
-    if base != round(base) or base < 1:
-        raise HoldfastError(
-            "RetinaFace's `width` makes no whole channels",
-            found=merged["width"],
-            expected="a multiple of 1/32 above 0; 0.25 is the published network",
-        )
-    anchors = merged["anchors"]
-    if len(anchors) != len(STRIDES) or not all(level and min(level) > 0 for level in anchors):
-        raise HoldfastError(
-            "RetinaFace's `anchors` do not fit its levels",
-            found=anchors,
-            expected="three non-empty lists of sides in pixels, for strides 8, 16 and 32",
-        )
-    merged["anchors"] = [list(level) for level in anchors]
-    size = merged["input_size"]
-    if size is not None and size < SMALLEST_SIDE:
-        raise HoldfastError(
-            "RetinaFace's `input_size` is too small", found=size, expected=f"null, or {SMALLEST_SIDE} or more"
-        )
-    return merged
+    def build(self):
+        return RetinaFaceNetwork(self.settings["width"], [len(level) for level in self.settings["anchors"]])
 
 
 REGISTER = {"retinaface": RetinaFace}

@@ -1,7 +1,8 @@
-"""Training a detector on annotated scenes with the multibox loss of SSD and RetinaFace.
+"""Training a detector on annotated scenes with the multibox loss of SSD, for all detectors.
 
-The synthetic scenes have face boxes and no landmarks, so the landmark loss (RetinaFace, Eq. 1) is
-left out: the landmark head stays in the network, for the public layout, and keeps its first weights.
+A detector brings its rule of matching and its shots: one set of anchors, or DSFD's two. The synthetic
+scenes have face boxes and no landmarks, so RetinaFace's landmark loss (its Eq. 1) is left out: the
+landmark head stays in the network, for the public layout, and keeps its first weights.
 """
 
 import math
@@ -13,12 +14,16 @@ from torch.nn import functional
 
 from holdfast.data.pixels import to_float
 from holdfast.detectors import boxes as box_math
+from holdfast.detectors.vgg import L2Norm
 from holdfast.errors import HoldfastError
 from holdfast.seeds import generator, seed_of
 from holdfast.training.loop import batch_positions, run_steps
 
+PIXEL_DEVIATION = 64.0  # about that of photographs and scenes, in 0..255
+# A detector's `training` says which of these its paper or its public code has otherwise.
 DEFAULTS = {
     "start": "scratch",  # "scratch": weights drawn anew; "given": go on from the detector's weights
+    "initialisation": None,  # torchvision's VGG16 weights, for the backbone of a start from scratch
     "steps": 1000,
     "batch": 8,
     "learning_rate": 3e-3,  # AdamW; rises over the first twentieth of the steps, then falls as a cosine
@@ -31,13 +36,14 @@ DEFAULTS = {
 }
 
 
-def targets(truth, priors, threshold=0.35, variances=box_math.VARIANCES):
+def targets(truth, priors, threshold=0.35, variances=box_math.VARIANCES, match=box_math.match):
     """What the heads have to say for each image.
 
     Args:
         truth: N tensors (k, 4), corner form, in the unit of `priors`.
         priors: (P, 4), centre form.
         threshold: see :func:`holdfast.detectors.boxes.match`.
+        match: the rule, a function of (boxes, priors, threshold).
 
     Returns:
         faces: bool (N, P), which anchors are faces.
@@ -46,7 +52,7 @@ def targets(truth, priors, threshold=0.35, variances=box_math.VARIANCES):
     faces = torch.zeros(len(truth), len(priors), dtype=torch.bool, device=priors.device)
     encoded = torch.zeros(len(truth), len(priors), 4, device=priors.device)
     for image, boxes in enumerate(truth):
-        rows = box_math.match(boxes, priors, threshold)
+        rows = match(boxes, priors, threshold)
         here = rows >= 0
         faces[image] = here
         encoded[image, here] = box_math.encode(boxes[rows[here]], priors[here], variances)
@@ -81,12 +87,15 @@ def multibox_loss(logits, predicted, faces, encoded, negatives=7):
 def initialise(network, *seed_names):
     """Draw the weights anew, seeded by names: convolutions after He et al. 2015, norms to identity.
 
-    Convolutions with a bias are the heads; theirs are small, so that no anchor starts with an opinion.
+    The network's ``outputs()`` start small, so that no anchor starts with an opinion; its ``inputs()``,
+    which no normalisation follows, take pixels of 0..255 to values of about 1.
     """
     random = torch.Generator().manual_seed(seed_of(*seed_names, "weights"))
+    inputs, outputs = set(network.inputs()), set(network.outputs())
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            spread = math.sqrt(2 / module.weight[0].numel()) if module.bias is None else 0.01
+            spread = 0.01 if module in outputs else math.sqrt(2 / module.weight[0].numel())
+            spread /= PIXEL_DEVIATION if module in inputs else 1
             with torch.no_grad():
                 module.weight.copy_(torch.randn(module.weight.shape, generator=random) * spread)
                 if module.bias is not None:
@@ -94,6 +103,8 @@ def initialise(network, *seed_names):
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
             module.reset_running_stats()
+        elif isinstance(module, L2Norm):
+            module.reset_parameters()
 
 
 def augment(images, truth, settings, random):
@@ -127,7 +138,7 @@ def train_detector(detector, scenes, boxes, settings, seed_names, state_path, lo
     It can be killed at any moment and goes on from `state_path` to the same weights.
 
     Args:
-        detector: a detector of this package (``network``, ``raw``, ``priors``, ``freeze``).
+        detector: a :class:`holdfast.detectors.detector.Detector`.
         scenes: uint8 (N, S, S, 3).
         boxes: N arrays (k, 4), corner form in pixels of the scenes.
         settings: any of :data:`DEFAULTS`, which explains them.
@@ -141,7 +152,7 @@ def train_detector(detector, scenes, boxes, settings, seed_names, state_path, lo
     Raises:
         HoldfastError: unknown settings, scenes and boxes that do not go together, a damaged state.
     """
-    settings = _checked(settings)
+    settings = _checked(settings, detector.training)
     if len(scenes) != len(boxes) or len(scenes) == 0:
         raise HoldfastError(
             f"training {detector.title}: scenes and boxes do not go together",
@@ -153,11 +164,12 @@ def train_detector(detector, scenes, boxes, settings, seed_names, state_path, lo
     device, network = detector.device, detector.network
     if settings["start"] == "scratch":
         initialise(network, *seed_names)
+        if settings["initialisation"] is not None:
+            detector.start_from_imagenet(settings["initialisation"])
     say(
         f"{detector.title}: {settings['steps']} steps of {settings['batch']} on {len(scenes)} scenes of "
-        f"{width} x {height}; the scenes have no landmarks, so the landmark loss is left out"
+        f"{width} x {height}{'; ' * bool(detector.remark)}{detector.remark}"
     )
-    priors = detector.priors(height, width)
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     optimizer = torch.optim.AdamW(
         network.requires_grad_(True).parameters(),
@@ -172,9 +184,11 @@ def train_detector(detector, scenes, boxes, settings, seed_names, state_path, lo
         random = generator(*seed_names, "augmentation", step)
         images, truth = augment(to_float(scenes[chosen]), truth, settings, random)
         truth = [(box / scale).to(device) for box in truth]
-        faces, encoded = targets(truth, priors, settings["match_threshold"])
-        logits, predicted = detector.raw(images.to(device))
-        face_loss, box_loss = multibox_loss(logits, predicted, faces, encoded, settings["negatives"])
+        face_loss = box_loss = 0.0
+        for logits, predicted, priors in detector.shots(images.to(device)):
+            faces, encoded = targets(truth, priors, settings["match_threshold"], match=detector.match)
+            losses = multibox_loss(logits, predicted, faces, encoded, settings["negatives"])
+            face_loss, box_loss = face_loss + losses[0], box_loss + losses[1]
         loss = face_loss + settings["box_weight"] * box_loss
         for group in optimizer.param_groups:
             group["lr"] = settings["learning_rate"] * _schedule(step, settings["steps"])
@@ -204,13 +218,13 @@ def _schedule(step, steps):
     return min(1.0, rising) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def _checked(settings):
+def _checked(settings, own):
     unknown = sorted(set(settings) - set(DEFAULTS))
     if unknown:
         raise HoldfastError(
             f"detector training knows no setting `{unknown[0]}`", expected=f"any of {', '.join(DEFAULTS)}"
         )
-    merged = {**DEFAULTS, **settings}
+    merged = {**DEFAULTS, **own, **settings}
     if merged["start"] not in ("scratch", "given"):
         raise HoldfastError(
             "detector training: `start` is unknown", found=merged["start"], expected="scratch or given"

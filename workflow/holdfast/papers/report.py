@@ -11,6 +11,7 @@ from holdfast.papers.tables import (
     NOT_MEASURED,
     NOT_REPORTED,
     NOTHING,
+    OWN_TITLES,
     TABLES,
     layout_of,
     short,
@@ -161,7 +162,7 @@ def _notes(plan, notes):
 
 
 def _title(plan, group, name):
-    return plan[group].get(name, {}).get("title", name)
+    return plan[group].get(name, {}).get("title", OWN_TITLES.get((group, name), name))
 
 
 def _health(rows):

@@ -39,6 +39,9 @@ NOT_MEASURED, NOT_REPORTED, NOTHING = "not measured", "not reported", "-"
 
 _OUTPUTS = ["l2_mask", "sr_mask", "fid", "psnr", "ssim_released", "ssim"]
 
+#: Titles of what is no entry of the config, or has none there: the control, and all detectors together.
+OWN_TITLES = {("defences", "none"): "Original", ("detectors", "union"): "all detectors"}
+
 #: What each table holds. `metrics` are expected of every run; others appear where they were recorded.
 #: `order` sorts the rows like the paper; `index` and `columns` lay the table out like the paper.
 TABLES = {
@@ -311,7 +314,7 @@ class _Names:
         self.attacker = self.title("detectors", chosen) if chosen else None
 
     def title(self, group, name):
-        return self.groups[group].get(name, "Original" if (group, name) == ("defences", "none") else name)
+        return self.groups[group].get(name, OWN_TITLES.get((group, name), name))
 
     def titles(self, group, skipped=True):
         """Titles in the order of the config."""

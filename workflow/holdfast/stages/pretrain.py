@@ -200,16 +200,23 @@ def get_detector(config, name, scenes_folder, weights, records):
     """Import the detector's checkpoint, or train it on synthetic scenes; then measure it on unseen ones."""
     entry, scenes = config["detectors"][name], Scenes(scenes_folder)
     detector = DETECTORS[name](own_settings(entry))
-    given = entry["weights"]
-    work = Work(config, [given or scenes.folder / "boxes.json"])
+    training = entry["training"]
+    given, initial = (
+        Path(path).expanduser() if path else None for path in (entry["weights"], training["initialisation"])
+    )
+    inputs = [given] if given else [scenes.folder / "boxes.json", initial]
+    work = Work(config, filter(None, inputs))
     detector.to(work.device)
     if given:
         detector.load(given)
     else:
         names = ("detector", name, config["seed"])
-        identity = (own_settings(entry), entry["training"], config["scenes"], names)
+        # Where the initial weights lie decides nothing; what they are does.
+        schedule = {key: value for key, value in training.items() if key != "initialisation"}
+        begun = [work.sha256(initial)] if initial else []
+        identity = (own_settings(entry), schedule, config["scenes"], names, *begun)
         state = state_file(config, f"detector_{name}", *identity)
-        train_detector(detector, *scenes.train(), entry["training"], names, state)
+        train_detector(detector, *scenes.train(), training, names, state)
     detector.save(weights)
     images, truth = scenes.test()
     parts = batches(len(images), config["measuring"]["batch"])

@@ -74,7 +74,7 @@ class ProtectedSet:
         """uint8 (n, S, S, 3): the images of a slice, read from their files.
 
         Raises:
-            HoldfastError: a file is missing or damaged.
+            HoldfastError: a file is missing or damaged, or has another size than the first one.
         """
         images = []
         for file in self.index["file"].iloc[part]:
@@ -87,6 +87,14 @@ class ProtectedSet:
                     found=str(error),
                     repair="remove the folder and run again",
                 ) from error
+            if images[-1].shape != images[0].shape:
+                sizes = [f"{image.shape[1]}x{image.shape[0]} pixels" for image in (images[-1], images[0])]
+                raise HoldfastError(
+                    f"the protected image {self.folder / file} is not as large as the others",
+                    found=sizes[0],
+                    expected=sizes[1],
+                    repair="remove the folder and run again",
+                )
         return np.stack(images)
 
     def pixels(self, part):

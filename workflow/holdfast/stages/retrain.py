@@ -1,6 +1,7 @@
 """Stage retrain: the adaptive attacker collects the protected files, crops the faces and retrains."""
 
-from holdfast.attacker.harvest import crop_faces
+from holdfast.attacker.harvest import crop_faces, union
+from holdfast.config import attackers_detectors
 from holdfast.data.faceset import write_faceset
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.deepfakes.training import train_deepfake
@@ -8,7 +9,15 @@ from holdfast.metrics import METRICS
 from holdfast.metrics.detection import harvest_yield
 from holdfast.progress import Progress
 from holdfast.records import record_of, write_records
-from holdfast.stages.common import Work, batches, fingerprint, open_faces, own_settings, state_file
+from holdfast.stages.common import (
+    Work,
+    batches,
+    detections_of,
+    fingerprint,
+    open_faces,
+    own_settings,
+    state_file,
+)
 from holdfast.stages.health import health_records
 from holdfast.stages.pretrain import sheet_of, write_log
 from holdfast.stages.protect import ProtectedSet
@@ -17,23 +26,30 @@ from holdfast.stages.protect import ProtectedSet
 def harvest(config, defence, seed, protected_index, index_csv, detector, weights, folder, records):
     """Run the attacker's detector over the protected files and pack its crops as a face set.
 
+    `detector` is a name of the config or "union" (:func:`holdfast.attacker.harvest.union`); `weights` are
+    the paths of its weights, of all detectors in the config's order for the union.
+
     The attacker knows the attributes of what he collects (as in the paper's setting: the protected set
     is CelebA). Records `harvest_yield`, and in its extra how many images gave a crop.
     """
-    work = Work(config, [protected_index, weights])
+    work = Work(config, [protected_index, *weights])
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
-    network = work.detector(detector, weights)
+    names = attackers_detectors(config, detector)
+    networks = [work.detector(name, path) for name, path in zip(names, weights, strict=True)]
+    title = " and ".join(network.title for network in networks)
     settings = config["attacker"]
     truth = faces.boxes(protected.source_positions)
     labels = faces.labels(protected.source_positions, faces.attributes).numpy()
     detections = []
 
     def rows():
-        with Progress(len(protected), f"harvesting with {network.title}") as bar:
+        with Progress(len(protected), f"harvesting with {title}") as bar:
             for part in batches(len(protected), config["measuring"]["batch"]):
                 pixels = protected.bytes(part)
-                found = network.detect(protected.pixels(part).to(work.device), settings["threshold"])
-                found = [(boxes.cpu().numpy(), scores.cpu().numpy()) for boxes, scores in found]
+                x = protected.pixels(part)
+                found = union(
+                    [detections_of(network, [x], work.device, settings["threshold"]) for network in networks]
+                )
                 detections.extend(found)
                 crops = crop_faces(
                     pixels,

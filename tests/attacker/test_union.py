@@ -1,0 +1,135 @@
+"""The attacker with several detectors: he takes the surest box of any."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from holdfast import config as configs
+from holdfast.attacker.harvest import crop_faces, union
+from holdfast.data.faceset import write_faceset
+from holdfast.detectors import DETECTORS
+from holdfast.errors import HoldfastError
+from holdfast.records import read_records
+from holdfast.seeds import numpy_generator
+from holdfast.stages.protect import ProtectedSet
+from holdfast.stages.retrain import harvest
+
+NOTHING = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+
+def one(box, score):
+    return np.array([box], np.float32), np.array([score], np.float32)
+
+
+FIRST = [one([1, 1, 9, 9], 0.6), NOTHING, one([2, 2, 8, 8], 0.7), NOTHING]
+SECOND = [one([3, 3, 9, 9], 0.9), one([0, 0, 5, 5], 0.8), one([1, 1, 4, 4], 0.7), NOTHING]
+
+
+def test_all_boxes_best_first():
+    found = union([FIRST, SECOND])
+    assert [scores.tolist() for _, scores in found] == [
+        pytest.approx([0.9, 0.6]), pytest.approx([0.8]), pytest.approx([0.7, 0.7]), []
+    ]  # fmt: skip
+    assert found[0][0].tolist() == [[3, 3, 9, 9], [1, 1, 9, 9]]
+    assert found[2][0].tolist() == [[2, 2, 8, 8], [1, 1, 4, 4]]  # a tie: the detector named first
+    assert found[3][0].shape == (0, 4)
+
+
+def test_of_one_detector_it_is_that_detector():
+    for (boxes, scores), (same, same_scores) in zip(union([SECOND]), SECOND, strict=True):
+        assert (boxes == same).all() and (scores == same_scores).all() and boxes.dtype == same.dtype
+
+
+def test_the_surest_box_over_all_detectors_is_cropped():
+    pixels = np.zeros((4, 16, 16, 3), np.uint8)
+    options = {"threshold": 0.65, "margin": 0.0, "no_detection": "drop"}
+    boxes = [box for _, box in crop_faces(pixels, union([FIRST, SECOND]), **options)]
+    assert [None if box is None else box.tolist() for box in boxes] == [
+        [3, 3, 9, 9], [0, 0, 5, 5], [2, 2, 8, 8], None
+    ]  # fmt: skip
+
+
+def test_detections_of_the_same_images_only():
+    with pytest.raises(ValueError):
+        union([FIRST, SECOND[:3]])
+
+
+@pytest.fixture
+def collected(tmp_path):
+    """(config, faces' index, protected index): six images of 32 px; one is all black."""
+    random = numpy_generator("union")
+    pixels = random.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    pixels[2] = 0
+    rows = ((image, f"{i}.png", "train", (8, 8, 24, 24), (i % 2,)) for i, image in enumerate(pixels))
+    write_faceset(tmp_path / "faces", 32, rows, ["Male"], {"dataset": "synthetic"})
+    folder = tmp_path / "protected"
+    (folder / "images").mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"images/{i}.png")
+    files = [f"images/{i}.png" for i in range(6)]
+    table = pd.DataFrame({"position": range(6), "file": files, "source_position": range(6)})
+    table["source"] = files
+    table.to_csv(folder / "index.csv", index=False)
+    config = configs.complete(
+        {
+            "training_set": "synthetic",
+            "image_size": 32,
+            "device": "cpu",
+            "results": str(tmp_path),
+            "datasets": {"synthetic": {}},
+            "deepfakes": {"stargan": {}},
+            "detectors": {name: {"width": 1 / 8} for name in ("retinaface", "s3fd", "dsfd")},
+            "defences": {"none": {}},
+            "attacker": {"detector": "union", "threshold": 0.1, "no_detection": "drop"},
+            "measuring": {"batch": 4},
+        }
+    )
+    return config, tmp_path / "faces/index.csv", folder / "index.csv"
+
+
+def test_a_harvest_with_all_detectors(collected, tmp_path):
+    config, faces, protected = collected
+    paths, detectors = [], []
+    for number, name in enumerate(config["detectors"]):
+        torch.manual_seed(number)
+        detectors.append(DETECTORS[name]({"width": 1 / 8}))
+        paths.append(tmp_path / f"{name}.safetensors")
+        detectors[-1].save(paths[-1])
+    harvest(
+        config, "none", 0, protected, faces, "union", paths, tmp_path / "harvest", tmp_path / "harvest.jsonl"
+    )
+    (record,) = read_records([tmp_path / "harvest.jsonl"])
+    assert record["subject"]["detector"] == "union" and record["subject"]["defence"] == "none"
+    assert len(record["provenance"]["inputs"]) == 4  # the index and three weights
+    x = ProtectedSet(protected).pixels(slice(0, 6))
+    best = [
+        max((scores[0].item() if len(scores) else 0.0) for scores in each)
+        for each in zip(*([s for _, s in d.detect(x, 0.1)] for d in detectors), strict=True)
+    ]
+    taken = pd.read_csv(tmp_path / "harvest/index.csv")
+    assert len(taken) == sum(score > 0.1 for score in best) == record["extra"]["n_harvested"] > 0
+    with pytest.raises(ValueError):  # weights of two for three detectors
+        harvest(config, "none", 0, protected, faces, "union", paths[:2], tmp_path / "h", tmp_path / "h.jsonl")
+
+
+@pytest.mark.parametrize("size", [(16, 32), (1, 32), (64, 64)])
+def test_a_protected_file_of_another_size_is_named(collected, size):
+    _, _, protected = collected
+    Image.new("L", size).save(protected.parent / "images/3.png")
+    with pytest.raises(HoldfastError, match=r"images/3.png") as caught:
+        ProtectedSet(protected).bytes(slice(2, 5))
+    assert f"{size[0]}x{size[1]}" in caught.value.found and "32x32" in caught.value.expected
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P"])
+def test_protected_files_of_other_modes_are_read_as_rgb(collected, mode):
+    _, _, protected = collected
+    path = protected.parent / "images/3.png"
+    with Image.open(path) as image:
+        grey = image.convert("L").convert("RGB")
+    grey.convert(mode).save(path)
+    found = ProtectedSet(protected).bytes(slice(2, 5))
+    assert found.shape == (3, 32, 32, 3)
+    assert np.abs(found[1].astype(int) - np.asarray(grey).astype(int)).max() <= (0 if mode != "P" else 60)
