@@ -27,7 +27,8 @@ SIZES = re.compile(
     | deepfakes\.\w+\.(\w*channels|layers|discriminator_layers|hidden|style|noise|iterations|batch
                        |critic_steps|generator_rate|discriminator_rate|precision|skip|title)
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
-    | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size)
+    | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size
+                      |skip|title)
     | attacker\.(images|iterations|generator_rate|discriminator_rate)""",
     re.VERBOSE,
 )

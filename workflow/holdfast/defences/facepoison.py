@@ -1,6 +1,6 @@
 """FacePoison: Y. Li et al., "Face Poison: Obstructing DeepFakes by Disrupting Face Detection", ICME 2023;
-D. Zhu et al., "Hiding Faces in Plain Sight: Defending DeepFakes by Disrupting Face Detection", TDSC 2025 (arXiv
-2412.01101). Baseline of TSDF Table II.
+D. Zhu et al., "Hiding Faces in Plain Sight: Defending DeepFakes by Disrupting Face Detection", TDSC 2025
+(arXiv 2412.01101). Baseline of TSDF Table II.
 
 Attacked: intermediate features of the face detectors' backbones. Norm: L-infinity. Budget: the papers' is
 8 of 255; here epsilon, 0.05 in [-1, 1] = 6.4 of 255, as in TSDF's table. Two defences:
