@@ -24,8 +24,8 @@ def protect(
     """Protect the faces of a split: all, or the first `protection.images` (test), `attacker.images` (train).
 
     Writes images/000000.png …, index.csv (position, file, sha256, and the face set's row) and
-    perturbation.json into `folder`. A defence per image may take hours over a large set: what a killed run has
-    done of it is kept, and the next one goes on from there.
+    perturbation.json into `folder`. A defence per image may take hours over a large set: what a killed run
+    has done of it is kept, and the next one goes on from there.
     """
     work = Work(config)
     faces = open_faces(index_csv)
