@@ -51,10 +51,10 @@ def detector_library(detector, *more):
 
 def defence_library(defence):
     """The module of a defence, what it shares with others, and the base of all."""
-    module = settings.module_of("defences", defence)
+    own = settings.module_of("defences", defence)
     loop = ["momentum", "stages"]
-    shared = {"found": [*loop, "interruption", "diversity"], "facepoison": loop}.get(module, [])
-    return library(*(f"defences/{name}.py" for name in ["base", module, *shared]))
+    shared = {"found": [*loop, "interruption", "diversity"], "facepoison": loop}.get(own, [])
+    return library(*(f"defences/{name}.py" for name in ["base", own, *shared]))
 
 
 def given_to_detector(wildcards):
