@@ -32,16 +32,23 @@ class SquareModel:
 
 
 class PowerDetector:
-    """A face detector: level l is scale_l x^(l + 1); logits (N, P, 2) are linear in the pixels."""
+    """A face detector: level l is scale_l (A_l x)^(l + 1) at each pixel; logits (N, P, 2) are linear in x.
+
+    `mixes` holds the A_l, (4, 3): channels that pull a pixel to both sides.
+    """
 
     def __init__(self, name="power", scales=(1.0, 2.0, 3.0), anchors=6, size=4, offset=0.3):
         self.name, self.scales = name, scales
         random = generator("power", name)
+        self.mixes = torch.randn(3, 4, 3, generator=random)
         self.kernel = torch.randn(anchors, 2, 3 * size * size, generator=random) * 0.3
         self.offset = torch.tensor([0.0, offset])
 
     def levels(self, images):
-        return [scale * images.pow(power + 1) for power, scale in enumerate(self.scales)]
+        mixed = [torch.einsum("cd,ndhw->nchw", mix, images) for mix in self.mixes]
+        return [
+            scale * x.pow(power + 1) for power, (scale, x) in enumerate(zip(self.scales, mixed, strict=True))
+        ]
 
     def raw(self, images):
         logits = torch.einsum("pcd,nd->npc", self.kernel, images.flatten(1)) + self.offset
