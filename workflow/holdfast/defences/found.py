@@ -14,19 +14,19 @@ T is input diversity (diversity.py), drawn anew for each update. A pass is one v
 
 | setting | default | source |
 |---|---|---|
-| momentum (mu), step_size (gamma) | 0.8, 0.001 | paper, as TSDF's authors follow it |
-| iterations, batch | 30, 8 | TSDF's released code, which builds on FOUND: passes and images per update |
+| momentum (mu), step_size (gamma) | 0.8, 0.001 | paper (method.md) |
+| iterations, batch | 30, 8 | TSDF's released code, in want of FOUND's own: passes, images per update |
 | feature_steps, output_steps | 3, 1 | the same |
 | diversity | 0.5 | the same: probability of T |
 | diversity_size | 1.133 | the same: the frame's side, 290 for 256 pixels |
 | feature_size | 32 | the same: the side that features are resized to |
 
-Inferred, for FOUND's own code was not to be had and the paper was read through TSDF's account of it: that
-gradients are normalised in both kinds of step; that both share one momentum; that clean images go through
-the same T, so that the loss holds the perturbation's effect and not that of T; that T's frame is brought back
-to the images' size; that an update on outputs asks each model for one edit c, the edits taking turns;
-that W starts from uniform noise of +-epsilon (at W = 0 the losses have no slope) and x + W is not
-clipped. E_k get the image's own attributes, as in TSDF.
+Inferred, for FOUND's own code was not to be had: the schedule of the two kinds of step; that gradients are
+normalised in both kinds of step; that both share one momentum; that clean images go through the same T, so
+that the loss holds the perturbation's effect and not that of T; that T's frame is brought back to the
+images' size; that an update on outputs asks each model for one edit c, the edits taking turns; that W
+starts from uniform noise of +-epsilon (at W = 0 the losses have no slope) and x + W is not clipped. E_k get
+the image's own attributes, as in TSDF.
 """
 
 import torch
