@@ -27,7 +27,8 @@ SIZES = re.compile(
     | deepfakes\.\w+\.(\w*channels|layers|discriminator_layers|hidden|style|noise|iterations|batch
                        |critic_steps|generator_rate|discriminator_rate|decay_after|precision|skip|title)
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
-    | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size)
+    | defences\.\w+\.(iterations|poison_iterations|steps|batch|fused_size|adaptor_channels|feature_size
+                      |skip|title)
     | attacker\.(images|iterations|generator_rate|discriminator_rate)""",
     re.VERBOSE,
 )
@@ -470,6 +471,25 @@ def test_health_asks_only_for_attributes_that_the_model_edits():
     assert "deepfakes.hisd.health.attributes" in told and "Eyeglasses" in told
     found = config.complete(small(deepfakes={"hisd": {"health": {"attributes": ["Eyeglasses"]}}}))
     assert found["deepfakes"]["hisd"]["health"]["attributes"] == ["Eyeglasses"]
+
+
+def test_the_module_of_a_name_is_the_one_that_registers_it():
+    assert config.module_of("defences", "facepoison_universal") == "facepoison"
+    for section, folder in config.SECTIONS.items():
+        for name in config.registered(section):
+            path = config.PACKAGE / folder / f"{config.module_of(section, name)}.py"
+            assert f'"{name}"' in path.read_text(encoding="utf-8").partition("REGISTER = ")[2]
+
+
+@pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)
+def test_the_baselines_constants_hold_in_every_preset(presets):
+    found = shipped(*presets)["defences"]
+    assert [found["found"][key] for key in ("step_size", "momentum", "diversity")] == [0.001, 0.8, 0.5]
+    poison = found["facepoison"]
+    assert [poison[key] for key in ("step_size", "momentum")] == [0.0157, 1.0]
+    assert poison["level_weights"] == [0.2, 0.3, 0.5]
+    # 2 of 255 and 0.5 of 255, in units of [-1, 1].
+    assert abs(poison["step_size"] - 2 / 127.5) < 5e-5 and abs(found["ssod"]["gamma"] - 0.5 / 127.5) < 5e-6
 
 
 def test_settings_may_be_those_of_the_module_beside(tmp_path):

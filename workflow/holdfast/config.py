@@ -63,6 +63,12 @@ def registered(section):
     return {name: {**common, **settings} for names, settings in modules for name in names}
 
 
+def module_of(section, name):
+    """Name of the module that registers `name` (a registered one) in its section's folder."""
+    folder = PACKAGE / SECTIONS.get(section, section)
+    return next(path.stem for path in sorted(folder.glob("*.py")) if name in _literals(path)[0])
+
+
 def _literals(path):
     names, settings = [], {}
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:

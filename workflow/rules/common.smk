@@ -49,6 +49,14 @@ def detector_library(detector, *more):
     return library(*(f"detectors/{name}.py" for name in [detector, *backbone, "detector", "boxes"]), *more)
 
 
+def defence_library(defence):
+    """The module of a defence, what it shares with others, and the base of all."""
+    own = settings.module_of("defences", defence)
+    loop = ["momentum", "stages"]
+    shared = {"found": [*loop, "interruption", "diversity"], "facepoison": loop}.get(own, [])
+    return library(*(f"defences/{name}.py" for name in ["base", own, *shared]))
+
+
 def given_to_detector(wildcards):
     """Local files that a detector's weights come from or start with: its checkpoint, or VGG16's."""
     entry = config["detectors"][wildcards.detector]

@@ -5,8 +5,7 @@ import torch
 from holdfast.defences.enhancement import enhancement_loss
 from holdfast.defences.fusion import resized
 from holdfast.defences.momentum import momentum_step
-from holdfast.defences.stages import gradient, minibatch, passes, uniform
-from holdfast.errors import HoldfastError
+from holdfast.defences.stages import gradient, minibatch, passes, required, uniform
 
 # Table VIII compares distances; a new one is a function (adversarial, clean, settings) -> scalar here,
 # added to L_MSE with the weight lambda. None leaves L_MSE alone.
@@ -66,12 +65,7 @@ class Interruption:
 
     def __init__(self, surroundings, settings):
         self.surroundings, self.settings = surroundings, settings
-        if not surroundings.models:
-            raise HoldfastError(
-                "there is no deepfake model to interrupt",
-                expected="one or more",
-                repair="name them under `deepfakes` in the config",
-            )
+        required(surroundings.models, "deepfake model", "deepfakes")
         self.batch, updates = passes(len(surroundings.images), settings["batch"])
         self.steps = settings["iterations"] * updates * settings["steps_per_batch"]
         start = uniform(

@@ -8,8 +8,30 @@ run does not pay for a stage that is over.
 import numpy as np
 import torch
 
+from holdfast.defences.momentum import normalised
+from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
 from holdfast.training.loop import batch_positions, run_steps
+
+
+def required(networks, what, section):
+    """`networks`, of which there has to be one.
+
+    Args:
+        networks: {name: network} of the surroundings.
+        what: what they are, for the message.
+        section: where the config names them.
+
+    Raises:
+        HoldfastError: there is none.
+    """
+    if not networks:
+        raise HoldfastError(
+            f"there is no {what} to attack",
+            expected="one or more",
+            repair=f"name them under `{section}` in the config",
+        )
+    return networks
 
 
 def uniform(shape, epsilon, *seed_names):
@@ -52,6 +74,28 @@ def gradient(perturbation, positions, chunk, losses):
             total += share * slope
             for name, value in row.items():
                 log[name] = log.get(name, 0.0) + share * value
+    return total, log
+
+
+def ensemble_gradient(perturbation, positions, chunk, losses):
+    """Sum of several networks' gradients, each divided by its mean magnitude.
+
+    Features of one network may be hundreds of times those of another, and so are their gradients: in a plain
+    sum the first would decide alone.
+
+    Args:
+        perturbation, positions, chunk: as in :func:`gradient`.
+        losses: {network: `losses` of :func:`gradient`}.
+
+    Returns:
+        The sum, and the rows, {name: mean over the networks}.
+    """
+    total, log = torch.zeros_like(perturbation), {}
+    for of_network in losses.values():
+        slope, row = gradient(perturbation, positions, chunk, of_network)
+        total += normalised(slope)
+        for name, value in row.items():
+            log[name] = log.get(name, 0.0) + value / len(losses)
     return total, log
 
 

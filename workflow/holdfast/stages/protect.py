@@ -3,6 +3,7 @@
 Whatever is measured or collected afterwards reads these files, not the tensors they came from.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from PIL import Image
 
 from holdfast.data.pixels import to_bytes, to_float
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json, sha256_of, write_json, write_text, writing_folder
+from holdfast.files import read_json, sha256_of, write_json, write_text, writing, writing_folder
 from holdfast.progress import Progress
-from holdfast.stages.common import Work, batches, open_faces
+from holdfast.stages.common import Work, batches, fingerprint, open_faces, state_file
 from holdfast.stages.perturb import opened_defence
 
 
@@ -23,7 +24,8 @@ def protect(
     """Protect the faces of a split: all, or the first `protection.images` (test), `attacker.images` (train).
 
     Writes images/000000.png …, index.csv (position, file, sha256, and the face set's row) and
-    perturbation.json into `folder`.
+    perturbation.json into `folder`. A defence per image may take hours over a large set: what a killed run
+    has done of it is kept, and the next one goes on from there.
     """
     work = Work(config)
     faces = open_faces(index_csv)
@@ -36,23 +38,41 @@ def protect(
             repair="set `limits` of the data set so that the split has images, or give the data set `skip`",
         )
     defence = opened_defence(work, name, seed, perturbation, training_index, models, detectors)
+    kept = None if defence.universal else _kept(config, name, defence, faces, split, limit)
     with writing_folder(folder) as temporary:
         (temporary / "images").mkdir()
         hashes, files = [], []
         with Progress(len(positions), f"protecting {faces.folder.name} ({split}) by {defence.title}") as bar:
             for part in batches(len(positions), config["measuring"]["batch"]):
-                protected = to_bytes(defence.protect(faces.pixels(positions[part]).to(work.device)))
-                for pixels in protected:
-                    file = f"images/{len(files):06d}.png"
-                    Image.fromarray(pixels).save(temporary / file)
-                    hashes.append(sha256_of(temporary / file))
-                    files.append(file)
-                    bar.advance()
+                new = [f"images/{number:06d}.png" for number in range(part.start, part.stop)]
+                if kept is not None and all((kept / file).exists() for file in new):
+                    for file in new:
+                        shutil.copyfile(kept / file, temporary / file)
+                else:
+                    # A batch is done again as a whole: its size may change an image's last bits.
+                    protected = to_bytes(defence.protect(faces.pixels(positions[part]).to(work.device)))
+                    for file, pixels in zip(new, protected, strict=True):
+                        Image.fromarray(pixels).save(temporary / file)
+                        if kept is not None:
+                            with writing(kept / file) as copy:
+                                shutil.copyfile(temporary / file, copy)
+                hashes += [sha256_of(temporary / file) for file in new]
+                files += new
+                bar.advance(by=len(new))
         rows = faces.index.iloc[positions].rename(columns={"file": "source", "position": "source_position"})
         table = pd.DataFrame({"position": np.arange(len(files)), "file": files, "sha256": hashes})
         table = pd.concat([table, rows.reset_index(drop=True)], axis=1)
         write_text(temporary / "index.csv", table.to_csv(index=False, lineterminator="\n"))
         write_json(temporary / "perturbation.json", read_json(about))
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _kept(config, name, defence, faces, split, limit):
+    """Where the images that are done are kept: a folder of its own for all that determines them."""
+    identity = (str(defence.surroundings.state_path), fingerprint(faces.folder), split, limit)
+    batch = config["measuring"]["batch"]
+    return state_file(config, f"protect_{name}", *identity, batch).parent
 
 
 class ProtectedSet:

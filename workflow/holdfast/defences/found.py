@@ -1,0 +1,218 @@
+"""FOUND: L. Tang et al., "Feature Extraction Matters More: An Effective and Efficient Universal Deepfake
+Disruptor", ACM TOMM 2024 (preprint: arXiv 2303.00200). Baseline of TSDF Tables I, III and IV.
+
+Attacked: the encoders of the deepfake models as an ensemble, then their final outputs. Norm: L-infinity.
+Budget: epsilon = 0.05 in [-1, 1]. Universal: one perturbation W, learnt on 128 images in minibatches. For
+each minibatch, `feature_steps` times on features and then `output_steps` times on outputs:
+
+    L_k = MSE(E_k(T(x + W)), E_k(T(x)))         features, resized and summed over their channels
+    L_k = MSE(G_k(T(x + W), c), G_k(T(x), c))   outputs
+    grad = sum_k grad L_k / mean|grad L_k|      every model k weighs the same, whatever its scale
+    g <- mu g + grad / mean|grad|;  W <- clip(W + gamma sign(g), +-epsilon)
+
+T is input diversity (diversity.py), drawn anew for each update. A pass is one visit of all images.
+
+| setting | default | source |
+|---|---|---|
+| momentum (mu), step_size (gamma) | 0.8, 0.001 | paper (method.md) |
+| iterations, batch | 30, 8 | TSDF's released code, in want of FOUND's own: passes, images per update |
+| feature_steps, output_steps | 3, 1 | the same |
+| diversity | 0.5 | the same: probability of T |
+| diversity_size | 1.133 | the same: the frame's side, 290 for 256 pixels |
+| feature_size | 32 | the same: the side that features are resized to |
+
+Inferred, for FOUND's own code was not to be had: the schedule of the two kinds of step; that gradients are
+normalised in both kinds of step; that both share one momentum; that clean images go through the same T, so
+that the loss holds the perturbation's effect and not that of T; that T's frame is brought back to the
+images' size; that an update on outputs asks each model for one edit c, the edits taking turns; that W
+starts from uniform noise of +-epsilon (at W = 0 the losses have no slope) and x + W is not clipped. E_k get
+the image's own attributes, as in TSDF.
+"""
+
+import torch
+
+from holdfast.defences.base import Defence
+from holdfast.defences.diversity import diversified, placed
+from holdfast.defences.interruption import clean_features, compact
+from holdfast.defences.momentum import momentum_step
+from holdfast.defences.options import options
+from holdfast.defences.stages import ensemble_gradient, minibatch, passes, required, run_stages, uniform
+from holdfast.errors import HoldfastError
+
+SETTINGS = {
+    "iterations": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 30,
+        "description": "Passes over the images.",
+    },
+    "batch": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "default": 8,
+        "description": "Images per update; null: all of them.",
+    },
+    "feature_steps": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 3,
+        "description": "Updates per minibatch on features.",
+    },
+    "output_steps": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 1,
+        "description": "Updates per minibatch on outputs, after those on features.",
+    },
+    "step_size": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "default": 0.001,
+        "description": "gamma, in units of [-1, 1].",
+    },
+    "momentum": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.8,
+        "description": "mu of MI-FGSM.",
+    },
+    "diversity": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.5,
+        "description": "Probability of input diversity in an update; 0 leaves it out.",
+    },
+    "diversity_size": {
+        "type": "number",
+        "minimum": 1,
+        "default": 1.133,
+        "description": "Side of input diversity's frame, as a multiple of the images' side.",
+    },
+    "feature_size": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "default": 32,
+        "description": "Side that features are resized to; null: as they are.",
+    },
+}
+DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
+
+
+class Disruption:
+    """The stage (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
+
+    Args:
+        surroundings: holdfast.defences.base.Surroundings.
+        settings: those of this module.
+
+    Raises:
+        HoldfastError: there is no deepfake model.
+    """
+
+    def __init__(self, surroundings, settings):
+        self.surroundings, self.settings = surroundings, settings
+        required(surroundings.models, "deepfake model", "deepfakes")
+        self.batch, updates = passes(len(surroundings.images), settings["batch"])
+        self.per_batch = settings["feature_steps"] + settings["output_steps"]
+        self.steps = settings["iterations"] * updates * self.per_batch
+        size = surroundings.shape[-1]
+        self.frame = max(size, round(settings["diversity_size"] * size))
+        start = uniform(surroundings.shape, surroundings.epsilon, *surroundings.seed_names, "found", "start")
+        self.perturbation = start.to(surroundings.device)
+        self.velocity = torch.zeros_like(self.perturbation)
+        self._clean = None
+
+    def step(self, index):
+        """One update of W; returns the loss before it, as a mean over the models."""
+        s, settings = self.surroundings, self.settings
+        visit, turn = divmod(index, self.per_batch)
+        positions = minibatch(len(s.images), self.batch, visit, *s.seed_names, "found")
+        place = placed(
+            s.shape[-1], self.frame, settings["diversity"], *s.seed_names, "found", "diversity", index
+        )
+        of_features = turn < settings["feature_steps"]
+        if of_features:
+            losses = {name: self._features(name, place) for name in s.models}
+        else:
+            edit = visit * settings["output_steps"] + turn - settings["feature_steps"]
+            losses = {name: self._outputs(name, place, edit) for name in s.models}
+        slope, log = ensemble_gradient(self.perturbation, positions, s.batch, losses)
+        self.perturbation, self.velocity = momentum_step(
+            self.perturbation, slope, self.velocity, settings["step_size"], settings["momentum"], s.epsilon
+        )
+        # A row for each kind of step: a log's mean over both would say nothing.
+        return {"l_feature" if of_features else "l_output": log["mse"]}
+
+    def _compact(self, features):
+        return compact(features, self.settings["feature_size"], "sum")
+
+    def _features(self, name, place):
+        s = self.surroundings
+        model = s.models[name]
+        if self._clean is None:
+            self._clean = clean_features(s.models, s.images, s.labels, self._compact, s.batch, s.device)
+
+        def losses(perturbation, positions):
+            images, labels = s.images[positions].to(s.device), s.labels[name][positions].to(s.device)
+            if place is None:
+                clean = self._clean[name][positions.to(s.device)]
+            else:
+                with torch.no_grad():
+                    clean = self._compact(model.features(diversified(images, place, self.frame), labels))
+            seen = diversified(images + perturbation, place, self.frame)
+            mse = (self._compact(model.features(seen, labels)) - clean).square().mean()
+            yield mse, {"mse": mse.item()}
+
+        return losses
+
+    def _outputs(self, name, place, edit):
+        s = self.surroundings
+        model = s.models[name]
+
+        def losses(perturbation, positions):
+            images, labels = s.images[positions].to(s.device), s.labels[name][positions].to(s.device)
+            targets = model.targets(labels)
+            target = targets[edit % len(targets)]
+            with torch.no_grad():
+                clean = model.edit(diversified(images, place, self.frame), target)
+            seen = diversified(images + perturbation, place, self.frame)
+            mse = (model.edit(seen, target) - clean).square().mean()
+            yield mse, {"mse": mse.item()}
+
+        return losses
+
+    def state_dict(self):
+        return {"perturbation": self.perturbation.cpu(), "velocity": self.velocity.cpu()}
+
+    def load_state_dict(self, state):
+        self.perturbation = state["perturbation"].to(self.surroundings.device)
+        self.velocity = state["velocity"].to(self.surroundings.device)
+
+
+class FOUND(Defence):
+    title = "FOUND"
+
+    def __init__(self, settings, surroundings):
+        super().__init__(options(self.title, DEFAULTS, settings), surroundings)
+        if not self.settings["feature_steps"] + self.settings["output_steps"]:
+            raise HoldfastError(
+                "FOUND has nothing to do",
+                found="feature_steps: 0, output_steps: 0",
+                expected="one or more of either",
+                repair="leave them out: the defaults are 3 and 1",
+            )
+
+    def learn(self):
+        """(1, 3, S, S).
+
+        Raises:
+            HoldfastError: there is no deepfake model.
+        """
+        disruption = Disruption(self.surroundings, self.settings)
+        run_stages({"found": disruption}, self.surroundings.state_path, self.title)
+        return disruption.perturbation
+
+
+REGISTER = {"found": FOUND}
