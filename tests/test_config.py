@@ -505,3 +505,12 @@ def test_the_papers_sizes():
     assert (tsdf["iterations"], tsdf["poison_iterations"]) == (50, 30)
     assert found["datasets"]["celeba"]["perturbation_images"] == 128
     assert found["deepfakes"]["stargan"]["iterations"] == 200000
+
+
+def test_the_classifier_knows_the_attributes_of_all_models_that_run():
+    models = {
+        "stargan": {"attributes": ["Young", "Male"]},
+        "attgan": {"attributes": ["Male", "Bald"]},
+        "hisd": {"skip": "not here"},
+    }
+    assert config.all_attributes(config.complete(small(deepfakes=models))) == ["Young", "Male", "Bald"]

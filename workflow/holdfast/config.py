@@ -363,6 +363,14 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def all_attributes(config):
+    """Attributes that the classifier must know: those of all models that are run, in order."""
+    names = []
+    for entry in active(config, "deepfakes").values():
+        names += [name for name in entry["attributes"] if name not in names]
+    return names
+
+
 def attackers_detectors(config, name):
     """The detectors that the attacker runs if his detector is called `name`: that one, or all."""
     return list(active(config, "detectors")) if name == UNION else [name]

@@ -18,6 +18,7 @@ rule train_classifier:
         gpu=1,
     params:
         settings=config["classifier"],
+        attributes=settings.all_attributes(config),
         common=COMMON,
     script:
         "../scripts/train_classifier.py"

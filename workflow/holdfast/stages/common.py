@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from holdfast.config import active, digest, hash_of
+from holdfast.config import digest, hash_of
 from holdfast.data.faceset import FaceSet, read_report
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes import model as deepfake_model
@@ -122,11 +122,3 @@ def detections_of(detector, images, device, threshold=0.05):
 def open_faces(path):
     """The face set whose index.csv (or another of its files) `path` is."""
     return FaceSet.open(Path(path).parent)
-
-
-def all_attributes(config):
-    """Attributes that the classifier must know: those of all models that are run, in order."""
-    names = []
-    for entry in active(config, "deepfakes").values():
-        names += [name for name in entry["attributes"] if name not in names]
-    return names

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import torch
 
-from holdfast.config import sources_of
+from holdfast.config import all_attributes, sources_of
 from holdfast.data.download import fetch
 from holdfast.data.pixels import to_bytes, to_float
 from holdfast.deepfakes import DEEPFAKES
@@ -27,7 +27,6 @@ from holdfast.papers.figures import loss_curves, sample_sheet
 from holdfast.records import read_records, record_of, write_records
 from holdfast.stages.common import (
     Work,
-    all_attributes,
     batches,
     detections_of,
     fingerprint,
