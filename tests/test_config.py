@@ -473,12 +473,31 @@ def test_health_asks_only_for_attributes_that_the_model_edits():
     assert found["deepfakes"]["hisd"]["health"]["attributes"] == ["Eyeglasses"]
 
 
-def test_the_module_of_a_name_is_the_one_that_registers_it():
-    assert config.module_of("defences", "facepoison_universal") == "facepoison"
-    for section, folder in config.SECTIONS.items():
+def test_the_modules_of_a_name_begin_with_the_one_that_registers_it():
+    assert config.modules_of("defences", "facepoison_universal")[0] == "defences/facepoison.py"
+    for section in config.SECTIONS:
         for name in config.registered(section):
-            path = config.PACKAGE / folder / f"{config.module_of(section, name)}.py"
-            assert f'"{name}"' in path.read_text(encoding="utf-8").partition("REGISTER = ")[2]
+            files = [config.PACKAGE / file for file in config.modules_of(section, name)]
+            assert f'"{name}"' in files[0].read_text(encoding="utf-8").partition("REGISTER = ")[2]
+            assert len(set(files)) == len(files) and all(file.is_file() for file in files)
+
+
+@pytest.mark.parametrize(
+    "section, name, some, others",
+    [
+        ("deepfakes", "attentiongan", ["stargan", "model", "losses"], ["attgan", "training", "hisd"]),
+        ("detectors", "dsfd", ["vgg", "detector", "boxes"], ["s3fd", "retinaface", "training"]),
+        ("detectors", "retinaface", ["detector", "boxes"], ["vgg"]),
+        # By way of fusion and interruption: what is imported by what is imported.
+        ("defences", "tsdf", ["base", "enhancement", "momentum", "poisoning", "separation"], ["cmua"]),
+        ("defences", "random", ["base"], ["stages", "momentum"]),
+        ("datasets", "celeba", ["preparing"], ["rendering"]),
+        ("datasets", "synthetic", ["rendering"], ["celeba"]),
+    ],
+)
+def test_the_modules_of_a_name_are_what_it_imports_from_its_folder(section, name, some, others):
+    stems = {Path(file).stem for file in config.modules_of(section, name)}
+    assert stems >= {name, *some} and not stems & set(others)
 
 
 @pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)

@@ -63,10 +63,21 @@ def registered(section):
     return {name: {**common, **settings} for names, settings in modules for name in names}
 
 
-def module_of(section, name):
-    """Name of the module that registers `name` (a registered one) in its section's folder."""
-    folder = PACKAGE / SECTIONS.get(section, section)
-    return next(path.stem for path in sorted(folder.glob("*.py")) if name in _literals(path)[0])
+def modules_of(section, name):
+    """Paths, within the library, of the module that registers `name` (a registered one) and of all that it
+    imports from its folder, directly or not: that module first.
+    """
+    folder = SECTIONS.get(section, section)
+    beside = {path.stem: path for path in sorted((PACKAGE / folder).glob("*.py"))}
+    found = [next(stem for stem, path in beside.items() if name in _literals(path)[0])]
+    for stem in found:  # grows on the way
+        for node in ast.walk(ast.parse(beside[stem].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                package, _, module = node.module.partition(f"holdfast.{folder}")
+                named = [alias.name for alias in node.names] if not module else [module.removeprefix(".")]
+                if not package:
+                    found += [other for other in named if other in beside and other not in found]
+    return [f"{folder}/{stem}.py" for stem in found]
 
 
 def _literals(path):

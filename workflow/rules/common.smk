@@ -37,24 +37,9 @@ def library(*names):
     return [LIBRARY / name for name in names]
 
 
-def deepfake_library(model, *more):
-    """The module of a deepfake model, those it takes losses and layers from, and `more`."""
-    shared = {"attentiongan": ["stargan"], "attgan": ["stargan"]}.get(model, [])
-    return library(*(f"deepfakes/{name}.py" for name in [model, *shared, "model", "losses"]), *more)
-
-
-def detector_library(detector, *more):
-    """The module of a detector, what it shares with the others, and `more`."""
-    backbone = {"s3fd": ["vgg"], "dsfd": ["vgg"]}.get(detector, [])
-    return library(*(f"detectors/{name}.py" for name in [detector, *backbone, "detector", "boxes"]), *more)
-
-
-def defence_library(defence):
-    """The module of a defence, what it shares with others, and the base of all."""
-    own = settings.module_of("defences", defence)
-    loop = ["momentum", "stages"]
-    shared = {"found": [*loop, "interruption", "diversity"], "facepoison": loop}.get(own, [])
-    return library(*(f"defences/{name}.py" for name in ["base", own, *shared]))
+def library_of(section, name, *more):
+    """The module that registers `name`, what it takes from its folder, and `more`."""
+    return library(*settings.modules_of(section, name), *more)
 
 
 def given_to_detector(wildcards):

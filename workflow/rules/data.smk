@@ -1,15 +1,7 @@
 rule prepare_faces:
     """A data set as packed arrays with an index and a report."""
     input:
-        library=lambda w: library(
-            "data/faceset.py",
-            f"data/{config['datasets'][w.dataset]['kind']}.py",
-            *(
-                ["data/rendering.py"]
-                if config["datasets"][w.dataset]["kind"] == "synthetic"
-                else ["data/preparing.py"]
-            ),
-        ),
+        library=lambda w: library_of("datasets", config["datasets"][w.dataset]["kind"], "data/faceset.py"),
     output:
         images=R / "data/{dataset}/images.npy",
         index=R / "data/{dataset}/index.csv",

@@ -5,7 +5,7 @@ rule perturb:
         deepfakes=ALL_DEEPFAKES,
         healthy=HEALTHY,
         detectors=ALL_DETECTORS,
-        library=lambda w: defence_library(w.defence),
+        library=lambda w: library_of("defences", w.defence),
     output:
         perturbation=R / "perturbations/{defence}/{seed}/perturbation.safetensors",
         about=R / "perturbations/{defence}/{seed}/perturbation.json",

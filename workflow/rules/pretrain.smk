@@ -28,7 +28,7 @@ rule pretrain_deepfake:
     """A deepfake model, trained on the training set; resumes from its state file."""
     input:
         index=faces(TRAINING_SET),
-        library=lambda w: deepfake_library(w.model, "deepfakes/training.py", "training/loop.py"),
+        library=lambda w: library_of("deepfakes", w.model, "deepfakes/training.py", "training/loop.py"),
     output:
         weights=R / "models/{model}/weights.safetensors",
         log=R / "models/{model}/log.csv",
@@ -56,7 +56,7 @@ rule import_deepfake:
     input:
         index=faces(TRAINING_SET),
         given=given_checkpoints,
-        library=lambda w: deepfake_library(w.model, "deepfakes/importing.py"),
+        library=lambda w: library_of("deepfakes", w.model, "deepfakes/importing.py"),
     output:
         weights=R / "models/{model}/weights.safetensors",
         samples=R / "models/{model}/samples.png",
@@ -120,7 +120,7 @@ rule get_detector:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
         given=given_to_detector,
-        library=lambda w: detector_library(w.detector, "detectors/training.py"),
+        library=lambda w: library_of("detectors", w.detector, "detectors/training.py"),
     output:
         weights=R / "detectors/{detector}/weights.safetensors",
         records=R / "records/detectors/{detector}.jsonl",

@@ -29,7 +29,7 @@ rule retrain:
         healthy=R / "models/{model}/healthy.txt",
         harvest=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/index.csv",
         faces=faces(TRAINING_SET),
-        library=lambda w: deepfake_library(w.model, "deepfakes/training.py", "training/loop.py"),
+        library=lambda w: library_of("deepfakes", w.model, "deepfakes/training.py", "training/loop.py"),
     output:
         weights=R / "retrained/{model}/{defence}/{seed}/weights.safetensors",
         log=R / "retrained/{model}/{defence}/{seed}/log.csv",

@@ -27,8 +27,7 @@ import torch
 
 from holdfast.defences.base import Defence
 from holdfast.defences.options import options
-from holdfast.defences.stages import minibatch, passes, run_stages, uniform
-from holdfast.errors import HoldfastError
+from holdfast.defences.stages import Stage, minibatch, passes, required, run_stages, uniform
 
 SETTINGS = {
     "steps": {"type": "integer", "minimum": 1, "default": 10, "description": "k, steps per model and batch."},
@@ -84,7 +83,7 @@ def in_order(names, order):
     return [name for name in order if name in names] + sorted(set(names) - set(order))
 
 
-class Visits:
+class Visits(Stage):
     """The stage (holdfast.defences.stages): a step is a visit of one batch to one edit of one model."""
 
     def __init__(self, surroundings, settings):
@@ -136,12 +135,6 @@ class Visits:
             loss += error.item() * len(a) / len(seen)
         return torch.cat(slopes), loss
 
-    def state_dict(self):
-        return {"perturbation": self.perturbation.cpu()}
-
-    def load_state_dict(self, state):
-        self.perturbation = state["perturbation"].to(self.surroundings.device)
-
 
 class CMUA(Defence):
     title = "CMUA"
@@ -155,12 +148,7 @@ class CMUA(Defence):
         Raises:
             HoldfastError: there is no deepfake model.
         """
-        if not self.surroundings.models:
-            raise HoldfastError(
-                "there is no deepfake model to attack",
-                expected="one or more",
-                repair="name them under `deepfakes` in the config",
-            )
+        required(self.surroundings.models, "deepfake model", "deepfakes")
         visits = Visits(self.surroundings, self.settings)
         run_stages({"cmua": visits}, self.surroundings.state_path, self.title)
         return visits.perturbation

@@ -40,7 +40,15 @@ from holdfast.data.pixels import to_bytes
 from holdfast.defences.base import Defence
 from holdfast.defences.momentum import momentum_step, normalised
 from holdfast.defences.options import options
-from holdfast.defences.stages import ensemble_gradient, minibatch, passes, required, run_stages, uniform
+from holdfast.defences.stages import (
+    Stage,
+    ensemble_gradient,
+    minibatch,
+    passes,
+    required,
+    run_stages,
+    uniform,
+)
 
 SETTINGS = {
     "iterations": {
@@ -173,8 +181,10 @@ class FacePoison(Defence):
         )[0]
 
 
-class Poison:
+class Poison(Stage):
     """The stage of the universal perturbation (holdfast.defences.stages). `perturbation` is (1, 3, S, S)."""
+
+    kept = ("perturbation", "velocity")
 
     def __init__(self, surroundings, settings):
         self.surroundings, self.settings = surroundings, settings
@@ -208,13 +218,6 @@ class Poison:
             yield loss, {"distance": loss.item()}
 
         return losses
-
-    def state_dict(self):
-        return {"perturbation": self.perturbation.cpu(), "velocity": self.velocity.cpu()}
-
-    def load_state_dict(self, state):
-        self.perturbation = state["perturbation"].to(self.surroundings.device)
-        self.velocity = state["velocity"].to(self.surroundings.device)
 
 
 class UniversalFacePoison(Defence):

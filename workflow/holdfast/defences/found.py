@@ -36,7 +36,15 @@ from holdfast.defences.diversity import diversified, placed
 from holdfast.defences.interruption import clean_features, compact
 from holdfast.defences.momentum import momentum_step
 from holdfast.defences.options import options
-from holdfast.defences.stages import ensemble_gradient, minibatch, passes, required, run_stages, uniform
+from holdfast.defences.stages import (
+    Stage,
+    ensemble_gradient,
+    minibatch,
+    passes,
+    required,
+    run_stages,
+    uniform,
+)
 from holdfast.errors import HoldfastError
 
 SETTINGS = {
@@ -100,7 +108,7 @@ SETTINGS = {
 DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
 
 
-class Disruption:
+class Disruption(Stage):
     """The stage (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
 
     Args:
@@ -110,6 +118,8 @@ class Disruption:
     Raises:
         HoldfastError: there is no deepfake model.
     """
+
+    kept = ("perturbation", "velocity")
 
     def __init__(self, surroundings, settings):
         self.surroundings, self.settings = surroundings, settings
@@ -182,13 +192,6 @@ class Disruption:
             yield mse, {"mse": mse.item()}
 
         return losses
-
-    def state_dict(self):
-        return {"perturbation": self.perturbation.cpu(), "velocity": self.velocity.cpu()}
-
-    def load_state_dict(self, state):
-        self.perturbation = state["perturbation"].to(self.surroundings.device)
-        self.velocity = state["velocity"].to(self.surroundings.device)
 
 
 class FOUND(Defence):

@@ -5,7 +5,7 @@ import torch
 from holdfast.defences.enhancement import enhancement_loss
 from holdfast.defences.fusion import resized
 from holdfast.defences.momentum import momentum_step
-from holdfast.defences.stages import gradient, minibatch, passes, required, uniform
+from holdfast.defences.stages import Stage, gradient, minibatch, passes, required, uniform
 
 # Table VIII compares distances; a new one is a function (adversarial, clean, settings) -> scalar here,
 # added to L_MSE with the weight lambda. None leaves L_MSE alone.
@@ -52,7 +52,7 @@ def clean_features(models, images, labels, form, chunk, device):
     }
 
 
-class Interruption:
+class Interruption(Stage):
     """The stage (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
 
     Args:
@@ -62,6 +62,8 @@ class Interruption:
     Raises:
         HoldfastError: there is no deepfake model.
     """
+
+    kept = ("perturbation", "velocity")
 
     def __init__(self, surroundings, settings):
         self.surroundings, self.settings = surroundings, settings
@@ -107,10 +109,3 @@ class Interruption:
                 loss = mse + sign * settings["lambda_enh"] * extra
                 row["l_enh"] = extra.item()
             yield loss, row
-
-    def state_dict(self):
-        return {"perturbation": self.perturbation.cpu(), "velocity": self.velocity.cpu()}
-
-    def load_state_dict(self, state):
-        self.perturbation = state["perturbation"].to(self.surroundings.device)
-        self.velocity = state["velocity"].to(self.surroundings.device)

@@ -4,7 +4,7 @@ import torch
 
 from holdfast.defences import fusion
 from holdfast.defences.separation import intensity_mask, masked_step
-from holdfast.defences.stages import gradient, minibatch, passes
+from holdfast.defences.stages import Stage, gradient, minibatch, passes
 from holdfast.errors import HoldfastError
 
 # Signs of L_feat and L_output in what is *descended* (ambiguity A3).
@@ -20,7 +20,7 @@ def direction(gradient_, optimiser):
     return gradient_.sign() if optimiser == "sign" else gradient_
 
 
-class Poisoning:
+class Poisoning(Stage):
     """The stage (holdfast.defences.stages). `perturbation` is delta, (1, 3, S, S).
 
     Args:
@@ -129,9 +129,3 @@ class Poisoning:
         feature_sign, output_sign = OBJECTIVES[settings["poison_objective"]]
         loss = feature_sign * l_feat + output_sign * settings["output_weight"] * l_output
         yield loss, {"l_feat": l_feat.item(), "l_output": l_output.item()}
-
-    def state_dict(self):
-        return {"perturbation": self.perturbation.cpu()}
-
-    def load_state_dict(self, state):
-        self.perturbation = state["perturbation"].to(self.surroundings.device)

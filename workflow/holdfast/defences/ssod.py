@@ -12,9 +12,11 @@ until none is left, or `iterations` are over.
 
 | setting | default | source |
 |---|---|---|
-| iterations (M_0) | 150 | paper, for detection |
+| iterations (M_0) | 150 | paper, for detection (*) |
 | gamma | 0.00392 | paper: 0.5 of 255 |
-| target_above | 0.1 | paper: proposals with a score above 0.1 are targets |
+| target_above | 0.1 | paper: proposals with a score above 0.1 are targets (*) |
+
+(*) Not compared with the paper's text, which was not at hand.
 
 Inferred: the paper's targets are region proposals which also overlap a true box; single-shot detectors have
 anchors, and a defender's photograph has no annotated box. "Wrong class" is background, the only other one. An

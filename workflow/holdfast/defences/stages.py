@@ -34,6 +34,22 @@ def required(networks, what, section):
     return networks
 
 
+class Stage:
+    """What stages have in common: their state is some of their tensors, `kept` by name.
+
+    A stage has ``steps`` and ``step(index)`` (:func:`run_stages`), and ``surroundings``.
+    """
+
+    kept = ("perturbation",)
+
+    def state_dict(self):
+        return {name: getattr(self, name).cpu() for name in self.kept}
+
+    def load_state_dict(self, state):
+        for name in self.kept:
+            setattr(self, name, state[name].to(self.surroundings.device))
+
+
 def uniform(shape, epsilon, *seed_names):
     """Uniform noise on [-epsilon, epsilon], drawn on the CPU."""
     return (2 * torch.rand(shape, generator=generator(*seed_names)) - 1) * epsilon
