@@ -6,11 +6,13 @@ import random
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from holdfast.records import read_records
 
+ROOT = Path(__file__).resolve().parents[2]
 RULES = "data pretrain perturb protect retrain measure publish"
 
 
@@ -86,35 +88,19 @@ def test_another_folder_killed_on_the_way_gives_the_same_tables(smoke, pipeline_
     assert not [path for path in left if "snakemake" not in path.name], left
 
 
-OWN = '''"""Stripes: a checkerboard of +-epsilon, as an example of a defence of one's own."""
-
-import torch
-
-from holdfast.defences.base import Defence
-
-SETTINGS = {
-    "period": {"type": "integer", "minimum": 1, "default": 2, "description": "Width of a stripe in pixels."}
-}
-
-
-class Stripes(Defence):
-    title = "Stripes"
-
-    def learn(self):
-        _, channels, height, width = self.surroundings.shape
-        sign = 1 - 2.0 * (torch.arange(width) // self.settings["period"] % 2)
-        return self.surroundings.epsilon * sign.expand(1, channels, height, width)
-
-
-REGISTER = {"stripes": Stripes}
-'''
+def of_readme(heading, language):
+    """The first code block of a language under a heading of the README."""
+    section = (ROOT / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.search(rf"```{language}\n(.*?)```", section, re.S)[1]
 
 
 def test_a_new_defence_is_one_file_and_one_line(smoke):
-    (smoke.folder / "workflow/holdfast/defences/stripes.py").write_text(OWN)
+    own = of_readme("Add a defence", "python")
+    assert len(own.splitlines()) <= 25
+    (smoke.folder / "workflow/holdfast/defences/stripes.py").write_text(own)
     config = smoke.folder / "config.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("  random: {}\n", "  random: {}\n  stripes: {period: 3}\n"))
+    section, line = of_readme("Add a defence", "yaml").splitlines()
+    config.write_text(config.read_text().replace(f"\n{section}\n", f"\n{section}\n{line}\n"))
     finished = smoke.run()
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
     for name in ("I", "II", "III", "IV", "V", "VI"):
