@@ -1,5 +1,6 @@
 """TSDF as released: each known fact of its code against a transcription in NumPy or a closed form."""
 
+import copy
 import dataclasses
 import math
 
@@ -506,6 +507,12 @@ def test_what_is_missing_is_told(whole):
         TSDFReleased(WHOLE, dataclasses.replace(whole, models={})).fit()
     with pytest.raises(HoldfastError, match="nothing to do"):
         TSDFReleased({"feature_steps": 0, "output_steps": 0}, whole)
+    halved = dict(whole.models)
+    halved["two"] = copy.copy(halved["two"])
+    halved["two"].features = lambda x, labels: whole.models["two"].features(x, labels)[..., ::2, ::2]
+    with pytest.raises(HoldfastError, match="different sizes") as caught:
+        TSDFReleased(WHOLE | {"feature_size": None}, dataclasses.replace(whole, models=halved)).fit()
+    assert caught.value.found == "16 x 16, 32 x 32" and "feature_size" in caught.value.repair
     with pytest.raises(HoldfastError, match="`levels`"):
         TSDFReleased({"levels": "first"}, whole)
     with pytest.raises(HoldfastError, match="knows no setting `output_weight`"):

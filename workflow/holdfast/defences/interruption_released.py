@@ -6,6 +6,7 @@ from holdfast.defences.interruption import compact, interruption_loss
 from holdfast.defences.momentum import momentum_step
 from holdfast.defences.pairs import Pairs
 from holdfast.defences.stages import Stage, gradient, minibatch, passes, required, uniform
+from holdfast.errors import HoldfastError
 
 
 def moving_average(average, value, decay):
@@ -28,7 +29,8 @@ class ReleasedInterruption(Stage):
         settings: those of holdfast.defences.tsdf_released.
 
     Raises:
-        HoldfastError: there is no deepfake model.
+        HoldfastError: there is no deepfake model; at the first step: `feature_size` is null, and the models'
+            features differ in size.
     """
 
     kept = ("perturbation", "velocity", "averages")
@@ -73,6 +75,14 @@ class ReleasedInterruption(Stage):
             pairs = [
                 self.pairs.features(name, perturbation, positions, place) for name in self.surroundings.models
             ]
+            sizes = {tuple(clean.shape[2:]) for clean, _ in pairs}
+            if len(sizes) > 1:
+                raise HoldfastError(
+                    "the models' features have different sizes and cannot be concatenated",
+                    found=", ".join(f"{rows} x {columns}" for rows, columns in sorted(sizes)),
+                    expected="one size",
+                    repair="set `feature_size`, e.g. to 32",
+                )
             # Summing a concatenation over its channels is adding up the models' own sums.
             clean, features = (sum(maps) for maps in zip(*pairs, strict=True))
             yield interruption_loss(features, clean, self.settings)
