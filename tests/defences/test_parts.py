@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from holdfast.defences import cmua, enhancement, fusion, separation
-from holdfast.defences.interruption import compact
+from holdfast.defences.interruption import Interruption, compact
 from holdfast.defences.momentum import momentum_step
 from holdfast.defences.options import options
-from holdfast.defences.stages import gradient, minibatch, passes
+from holdfast.defences.stages import gradient, minibatch, passes, uniform
+from holdfast.defences.tsdf import TSDF
 from holdfast.errors import HoldfastError
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -172,6 +173,55 @@ def test_cmua_step_equals_its_equations():
         np.testing.assert_allclose(found_seen, seen, **CLOSE)
 
 
+def test_cmua_as_a_whole_equals_its_equations(simple, square_model):
+    """Batches, models in order, every edit, from noise; the derivative of B x^3 (1 + c) written out."""
+    s = simple({"zeta": square_model("zeta"), "stargan": square_model("stargan")})
+    settings = {"steps": 3, "batch": 4, "mixing": 0.3, "factor": {"default": 1.0, "zeta": 1.7}}
+    w, visit = None, 0
+    for batch in range(2):
+        chosen = minibatch(6, 4, batch, *s.seed_names, "cmua").numpy()
+        x = s.images.numpy().astype(np.float64)[chosen]
+        y = s.labels["zeta"].numpy()[chosen][:, :, None, None]
+        for name, factor in (("stargan", 1.0), ("zeta", 1.7)):
+            b = s.models[name].b.numpy().astype(np.float64)
+            for target in (y, 1 - y):
+                seen = x + uniform(x.shape, s.epsilon, *s.seed_names, "cmua", "start", visit).numpy()
+                for _ in range(3):
+                    moved = (1 + target) * np.einsum("cd,ndhw->nchw", b, seen**3 - x**3)
+                    slope = (1 + target) * np.einsum("cd,nchw->ndhw", b, moved) * 3 * seen**2
+                    stepped = seen + 0.01 * np.sign(slope)
+                    eta = np.clip(factor * (stepped - x), -0.05, 0.05).mean(axis=0, keepdims=True)
+                    w = eta if w is None else 0.3 * w + 0.7 * eta
+                    seen = np.clip(x + w, -1, 1)
+                visit += 1
+    np.testing.assert_allclose(cmua.CMUA(settings, s).fit().perturbation, w, **CLOSE)
+
+
+def test_stage_1_of_tsdf_equals_its_equations(simple, square_model):
+    """Eq. 2 and 10 over minibatches, without enhancement; the derivative of A (x + y)^2 written out."""
+    s = simple({"one": square_model("one"), "two": square_model("two", scale=3.0)})
+    given = {"feature_distance": "none", "feature_size": None, "iterations": 2, "batch": 4}
+    stage = Interruption(s, TSDF(given | {"step_size": 0.007, "steps_per_batch": 2}, s).settings)
+    w = uniform(s.shape, 0.05, *s.seed_names, "interruption", "start").numpy().astype(np.float64)
+    g = np.zeros_like(w)
+    assert stage.steps == 2 * 2 * 2
+    for index in range(stage.steps):
+        stage.step(index)
+        chosen = minibatch(6, 4, index // 2, *s.seed_names, "interruption").numpy()
+        x = s.images.numpy().astype(np.float64)[chosen]
+        y = s.labels["one"].numpy()[chosen][:, :, None, None]
+        slope = np.zeros_like(w)
+        for model in s.models.values():
+            a = model.a.numpy().astype(np.float64)
+            moved = np.einsum("cd,ndhw->nchw", a, (x + w + y) ** 2 - (x + y) ** 2)
+            each = 2 * np.einsum("cd,nchw->ndhw", a, moved) * 2 * (x + w + y) / moved.size / 2
+            slope += each.sum(axis=0, keepdims=True)
+        g = 0.8 * g + slope / np.abs(slope).mean()
+        w = np.clip(w + 0.007 * np.sign(g), -0.05, 0.05)
+        np.testing.assert_allclose(stage.perturbation, w, **CLOSE)
+        np.testing.assert_allclose(stage.velocity, g, rtol=1e-4, atol=1e-4)
+
+
 def test_cmua_takes_known_models_in_order_and_others_by_name():
     order = cmua.DEFAULTS["order"]
     assert cmua.in_order(["zeta", "attgan", "alpha", "stargan"], order) == [
@@ -248,6 +298,28 @@ def test_gradient_in_chunks_equals_the_gradient_at_once():
     in_chunks, log_in_chunks = gradient(point, torch.arange(5), 2, losses)
     np.testing.assert_allclose(in_chunks, at_once, **CLOSE)
     assert log == pytest.approx(log_in_chunks, abs=1e-5)
+
+
+def test_gradients_for_each_image_are_those_of_the_mean_and_stay_apart():
+    images, points = torch.tensor(features(23, (5, 3, 4, 4))), torch.tensor(features(24, (5, 3, 4, 4)))
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    def losses(perturbation, positions):
+        loss = (images[positions] + perturbation).pow(3).mean()
+        yield loss, {"cube": loss.item()}
+
+    slope, log = gradient(points, order, 2, losses)
+    moved = images.numpy()[order] + points.numpy()
+    np.testing.assert_allclose(slope, 3 * moved**2 / moved.size, **CLOSE)
+    np.testing.assert_allclose(log["cube"], np.mean(moved**3), rtol=1e-4)
+
+
+def test_a_loss_that_the_perturbation_does_not_reach_has_no_slope():
+    def losses(perturbation, positions):
+        yield perturbation.detach().square().sum() + 1, {"one": 1.0}
+
+    slope, log = gradient(torch.zeros(1, 3, 2, 2), torch.arange(4), 2, losses)
+    assert not slope.any() and log == {"one": 1.0}
 
 
 def test_a_pass_sees_every_image_once():

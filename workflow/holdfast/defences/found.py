@@ -32,10 +32,10 @@ the image's own attributes, as in TSDF.
 import torch
 
 from holdfast.defences.base import Defence
-from holdfast.defences.diversity import diversified, placed
-from holdfast.defences.interruption import clean_features, compact
+from holdfast.defences.interruption import compact
 from holdfast.defences.momentum import momentum_step
 from holdfast.defences.options import options
+from holdfast.defences.pairs import Pairs
 from holdfast.defences.stages import (
     Stage,
     ensemble_gradient,
@@ -127,21 +127,17 @@ class Disruption(Stage):
         self.batch, updates = passes(len(surroundings.images), settings["batch"])
         self.per_batch = settings["feature_steps"] + settings["output_steps"]
         self.steps = settings["iterations"] * updates * self.per_batch
-        size = surroundings.shape[-1]
-        self.frame = max(size, round(settings["diversity_size"] * size))
+        self.pairs = Pairs(surroundings, self._compact, settings["diversity_size"])
         start = uniform(surroundings.shape, surroundings.epsilon, *surroundings.seed_names, "found", "start")
         self.perturbation = start.to(surroundings.device)
         self.velocity = torch.zeros_like(self.perturbation)
-        self._clean = None
 
     def step(self, index):
         """One update of W; returns the loss before it, as a mean over the models."""
         s, settings = self.surroundings, self.settings
         visit, turn = divmod(index, self.per_batch)
         positions = minibatch(len(s.images), self.batch, visit, *s.seed_names, "found")
-        place = placed(
-            s.shape[-1], self.frame, settings["diversity"], *s.seed_names, "found", "diversity", index
-        )
+        place = self.pairs.place(settings["diversity"], *s.seed_names, "found", "diversity", index)
         of_features = turn < settings["feature_steps"]
         if of_features:
             losses = {name: self._features(name, place) for name in s.models}
@@ -159,36 +155,17 @@ class Disruption(Stage):
         return compact(features, self.settings["feature_size"], "sum")
 
     def _features(self, name, place):
-        s = self.surroundings
-        model = s.models[name]
-        if self._clean is None:
-            self._clean = clean_features(s.models, s.images, s.labels, self._compact, s.batch, s.device)
-
         def losses(perturbation, positions):
-            images, labels = s.images[positions].to(s.device), s.labels[name][positions].to(s.device)
-            if place is None:
-                clean = self._clean[name][positions.to(s.device)]
-            else:
-                with torch.no_grad():
-                    clean = self._compact(model.features(diversified(images, place, self.frame), labels))
-            seen = diversified(images + perturbation, place, self.frame)
-            mse = (self._compact(model.features(seen, labels)) - clean).square().mean()
+            clean, features = self.pairs.features(name, perturbation, positions, place)
+            mse = (features - clean).square().mean()
             yield mse, {"mse": mse.item()}
 
         return losses
 
     def _outputs(self, name, place, edit):
-        s = self.surroundings
-        model = s.models[name]
-
         def losses(perturbation, positions):
-            images, labels = s.images[positions].to(s.device), s.labels[name][positions].to(s.device)
-            targets = model.targets(labels)
-            target = targets[edit % len(targets)]
-            with torch.no_grad():
-                clean = model.edit(diversified(images, place, self.frame), target)
-            seen = diversified(images + perturbation, place, self.frame)
-            mse = (model.edit(seen, target) - clean).square().mean()
+            clean, outputs = self.pairs.outputs(name, perturbation, positions, place, edit)
+            mse = (outputs - clean).square().mean()
             yield mse, {"mse": mse.item()}
 
         return losses

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
 
 
@@ -16,6 +17,34 @@ def observed(detector, images):
     else:
         levels, (logits, encoded) = detector.levels(images), detector.raw(images)
     return levels, logits, encoded
+
+
+def detector_weights(detectors, given):
+    """{detector: alpha_i of Eq. 11}.
+
+    Args:
+        detectors: {name: detector} of the surroundings.
+        given: {name: weight}, or None: all the same, and 1 in sum.
+
+    Raises:
+        HoldfastError: there is no face detector, or one without a weight.
+    """
+    if not detectors:
+        raise HoldfastError(
+            "there is no face detector to poison",
+            expected="one or more",
+            repair="name them under `detectors` in the config, or set `tau: 0` for interruption only",
+        )
+    if given is None:
+        return dict.fromkeys(detectors, 1 / len(detectors))
+    missing = [name for name in detectors if name not in given]
+    if missing:
+        raise HoldfastError(
+            f"`fusion_weights` has no weight for the detector {missing[0]}",
+            found=", ".join(given),
+            repair=f"add `{missing[0]}: 1.0`",
+        )
+    return {name: float(given[name]) for name in detectors}
 
 
 def face_scores(logits):
@@ -59,6 +88,11 @@ def fused(levels, kernels, weights, size):
         ]
         sums = adapted if sums is None else [a + b for a, b in zip(sums, adapted, strict=True)]
     return sums
+
+
+def margin(mask, nu, size):
+    """nu M_d as Eq. 12 adds it to feature maps: one channel, the mean over colours, brought to their size."""
+    return nu * resized(mask.mean(dim=1, keepdim=True), size)
 
 
 def resized(x, size):

@@ -52,6 +52,24 @@ def clean_features(models, images, labels, form, chunk, device):
     }
 
 
+def interruption_loss(features, clean, settings, models=1):
+    """L_feature of Eq. 9, as one of `models` equal shares of a mean, and its row of the log.
+
+    Args:
+        features, clean: (N, C, h, w), of the perturbed and of the clean images.
+        settings: `feature_distance`, `enhancement_sign`, `lambda_enh`, and those of the distance.
+    """
+    distance = DISTANCES[settings["feature_distance"]]
+    sign = 1 if settings["enhancement_sign"] == "ascend" else -1
+    loss = mse = (features - clean).square().mean() / models
+    row = {"l_mse": mse.item()}
+    if distance is not None:
+        extra = distance(features, clean, settings) / models
+        loss = mse + sign * settings["lambda_enh"] * extra
+        row["l_enh"] = extra.item()
+    return loss, row
+
+
 class Interruption(Stage):
     """The stage (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
 
@@ -94,18 +112,10 @@ class Interruption(Stage):
         return compact(features, self.settings["feature_size"], self.settings["feature_reduction"])
 
     def _losses(self, perturbation, positions):
-        s, settings = self.surroundings, self.settings
-        distance = DISTANCES[settings["feature_distance"]]
-        sign = 1 if settings["enhancement_sign"] == "ascend" else -1
+        s = self.surroundings
         images = s.images[positions].to(s.device)
         for name, model in s.models.items():
             labels = s.labels[name][positions].to(s.device)
             features = self._compact(model.features(images + perturbation, labels))
             clean = self._clean[name][positions.to(self._clean[name].device)]
-            loss = mse = (features - clean).square().mean() / len(s.models)
-            row = {"l_mse": mse.item()}
-            if distance is not None:
-                extra = distance(features, clean, settings) / len(s.models)
-                loss = mse + sign * settings["lambda_enh"] * extra
-                row["l_enh"] = extra.item()
-            yield loss, row
+            yield interruption_loss(features, clean, self.settings, len(s.models))

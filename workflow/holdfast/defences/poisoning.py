@@ -5,7 +5,6 @@ import torch
 from holdfast.defences import fusion
 from holdfast.defences.separation import intensity_mask, masked_step
 from holdfast.defences.stages import Stage, gradient, minibatch, passes
-from holdfast.errors import HoldfastError
 
 # Signs of L_feat and L_output in what is *descended* (ambiguity A3).
 OBJECTIVES = {
@@ -34,24 +33,7 @@ class Poisoning(Stage):
 
     def __init__(self, surroundings, settings, interruption):
         self.surroundings, self.settings, self.interruption = surroundings, settings, interruption
-        if not surroundings.detectors:
-            raise HoldfastError(
-                "there is no face detector to poison",
-                expected="one or more",
-                repair="name them under `detectors` in the config, or set `tau: 0` for interruption only",
-            )
-        given = settings["fusion_weights"]
-        if isinstance(given, dict):
-            missing = [name for name in surroundings.detectors if name not in given]
-            if missing:
-                raise HoldfastError(
-                    f"`fusion_weights` has no weight for the detector {missing[0]}",
-                    found=", ".join(given),
-                    repair=f"add `{missing[0]}: 1.0`",
-                )
-            self.weights = {name: float(given[name]) for name in surroundings.detectors}
-        else:
-            self.weights = dict.fromkeys(surroundings.detectors, 1 / len(surroundings.detectors))
+        self.weights = fusion.detector_weights(surroundings.detectors, settings["fusion_weights"])
         self.batch, updates = passes(len(surroundings.images), settings["batch"])
         self.steps = settings["poison_iterations"] * updates * settings["poison_steps_per_batch"]
         self.perturbation = torch.zeros(surroundings.shape, device=surroundings.device)
@@ -78,8 +60,7 @@ class Poisoning(Stage):
     def _prepare(self):
         s, settings = self.surroundings, self.settings
         self.mask = intensity_mask(self.interruption.perturbation, settings["tau"], settings["beta"])
-        # Eq. 12 adds the mask to feature maps: one channel, brought to their size.
-        margin = settings["nu"] * fusion.resized(self.mask.mean(dim=1, keepdim=True), settings["fused_size"])
+        margin = fusion.margin(self.mask, settings["nu"], settings["fused_size"])
         self._kernels = None
         fused, self._chosen, self._centres = [], {}, {}
         for images in s.images.split(s.batch):

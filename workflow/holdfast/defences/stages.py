@@ -70,24 +70,28 @@ def gradient(perturbation, positions, chunk, losses):
     """Gradient of a loss that is a mean over images, in chunks that bound the memory.
 
     Args:
-        perturbation: (1, 3, S, S).
+        perturbation: (1, 3, S, S) for all images, or (b, 3, S, S), one per image.
         positions: (b,) the images' positions.
         chunk: how many images go through the networks at once.
         losses: function (perturbation that takes gradients, positions of a chunk) that yields pairs of
             a scalar loss (mean over the chunk) and a row {name: float}. The graph of a loss is freed
             before the next one is asked for, so that one network's activations are held at a time.
+            A loss that the perturbation does not reach has no slope.
 
     Returns:
         The gradient of the summed losses w.r.t. the perturbation only, and the rows, summed, as means
         over the batch.
     """
     total, log = torch.zeros_like(perturbation), {}
-    for part in positions.split(chunk):
+    for start in range(0, len(positions), chunk):
+        part = positions[start : start + chunk]
+        rows = slice(None) if len(perturbation) == 1 else slice(start, start + chunk)
         share = len(part) / len(positions)
-        point = perturbation.detach().requires_grad_(True)
+        point = perturbation[rows].detach().requires_grad_(True)
         for loss, row in losses(point, part):
-            (slope,) = torch.autograd.grad(loss, point)
-            total += share * slope
+            if loss.requires_grad:
+                (slope,) = torch.autograd.grad(loss, point)
+                total[rows] += share * slope
             for name, value in row.items():
                 log[name] = log.get(name, 0.0) + share * value
     return total, log

@@ -1,5 +1,6 @@
 """TSDF: "Boosting Active Defense Persistence: A Two-Stage Defense Framework Combining Interruption and
 Poisoning Against Deepfake". This file is the paper's equations; its parts are the modules named below.
+How the authors' released code behaves is tsdf_released.py.
 
 Attacked: the encoders of the deepfake models (stage 1, interruption.py, enhancement.py, momentum.py),
 then feature levels and outputs of the face detectors (stage 2, poisoning.py, fusion.py), in the entries
