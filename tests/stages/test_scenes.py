@@ -110,7 +110,10 @@ def test_a_training_set_without_boxes(tmp_path):
 def test_wider_face(tmp_path, capsys):
     config = config_of(tmp_path, wider_face(tmp_path / "wider", (8, 2)))
     prepare_scenes(config, tmp_path / "scenes")
-    assert "WIDER FACE: 8 pictures, 8 faces; left out: 0 below 4 px at 64 px, 8 invalid" in capsys.readouterr().err
+    assert (
+        "WIDER FACE: 8 pictures, 8 faces; left out: 0 below 4 px at 64 px, 8 invalid"
+        in capsys.readouterr().err
+    )
     scenes = Scenes(tmp_path / "scenes")
     # Six of eight were asked for, and there are two for the tests, not three.
     assert [len(part[0]) for part in (scenes.train(), scenes.test())] == [6, 2]

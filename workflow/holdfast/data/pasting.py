@@ -39,10 +39,11 @@ def paste_scene(photographs, boxes, key, size, faces=(1, 4)):
         HoldfastError: there is no photograph, or one without a box.
     """
     boxes = np.asarray(boxes, np.float64)
-    if not len(boxes) or not np.isfinite(boxes).all():
+    unknown = int((~np.isfinite(boxes)).any(axis=-1).sum())
+    if not len(boxes) or unknown:
         raise HoldfastError(
             "there are no scenes to be made of these photographs",
-            found=f"{len(boxes)} photographs, {int((~np.isfinite(boxes)).any(axis=-1).sum())} without a face box",
+            found=f"{len(boxes)} photographs, {unknown} without a face box",
             expected="at least one, and a box of each",
             repair="give `face_box` of the training set, or write `scenes: {source: synthetic}`",
         )

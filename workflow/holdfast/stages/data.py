@@ -80,7 +80,9 @@ def _pasted(numbers, size, seed, faces):
         for split, part in parts.items():
             boxes = faces.boxes(part)
             for number in range(numbers[split]):
-                yield paste_scene(_Rows(faces.images, part), boxes, ("pasted scene", seed, split, number), size)
+                yield paste_scene(
+                    _Rows(faces.images, part), boxes, ("pasted scene", seed, split, number), size
+                )
 
     return scenes(), {"title": "scenes with faces of the training set", "faces": fingerprint(faces.folder)}
 
