@@ -21,9 +21,7 @@ rule prepare_scenes:
     """Scenes with several faces each, for the detectors."""
     input:
         faces=SCENES_FACES,
-        library=library(
-            "data/synthetic.py", "data/rendering.py", "data/pasting.py", "data/wider_face.py"
-        ),
+        library=library("data/synthetic.py", "data/rendering.py", "data/pasting.py", "data/wider_face.py"),
     output:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",

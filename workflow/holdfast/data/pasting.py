@@ -16,7 +16,7 @@ from holdfast.errors import HoldfastError
 from holdfast.seeds import numpy_generator
 
 FILLED = 0.3  # of the scenes are one photograph that fills them
-HEIGHTS = (0.12, 0.7)  # of a pasted face, as a fraction of the side: as of the rendered ones
+SIDES = (0.12, 0.7)  # longer side of a pasted face, as a fraction of the scene's: as of the rendered ones
 ZOOM = 1.6  # to which a photograph that fills a scene may be enlarged beyond it
 PHOTOGRAPHS = 0.25  # of the pasted faces bring their photograph, as a rectangle
 TRIALS = 40
@@ -58,24 +58,23 @@ def paste_scene(photographs, boxes, key, size, faces=(1, 4)):
         photograph, box = chosen()
         scale, corner, placed = _filling(box, photograph.shape[0], size, random)
         _paste(canvas, photograph, np.ones(photograph.shape[:2], np.float32), scale, corner)
-        return finish(canvas), placed[None].astype(np.float32)
+        return finish(canvas), placed[None].clip(0, size).astype(np.float32)
     found = []
     number = int(random.integers(faces[0], faces[1] + 1))
-    largest = max(HEIGHTS[1] / np.sqrt(number), 1.2 * HEIGHTS[0])
-    shares = np.exp(random.uniform(*np.log([HEIGHTS[0], largest]), number))
+    largest = max(SIDES[1] / np.sqrt(number), 1.2 * SIDES[0])
+    shares = np.exp(random.uniform(*np.log([SIDES[0], largest]), number))
     for share in np.sort(shares)[::-1]:
         photograph, box = chosen()
-        scale = share * size / (box[3] - box[1])
+        scale = share * size / (box[2:] - box[:2]).max()
         mask, reach = _face_mask(box, photograph.shape[0], random)
         placed = _placed(box, reach, scale, size, found, random)
         if placed is None:
             continue
         # A decoy first, so that it may lie behind the face but not before it.
-        decoy, _ = chosen()
-        _paste_decoy(canvas, decoy, box, scale, [*found, placed], random)
+        _paste_decoy(canvas, *chosen(), share * size, [*found, placed], random)
         _paste(canvas, photograph, mask, scale, placed[:2] - box[:2] * scale)
         found.append(placed)
-    return finish(canvas), np.array(found, np.float32).reshape(-1, 4)
+    return finish(canvas), np.reshape(found, (-1, 4)).clip(0, size).astype(np.float32)
 
 
 def _varied(photograph, box, random):
@@ -92,12 +91,9 @@ def _filling(box, side, size, random):
     """Scale, corner and box of a photograph that covers the scene and shows its face wholly."""
     largest = size / max(box[2] - box[0], box[3] - box[1])
     scale = min(size / side * random.uniform(1.0, ZOOM), largest)
-    corner = np.array(
-        [
-            random.uniform(max(size - side * scale, -box[low] * scale), min(0.0, size - box[high] * scale))
-            for low, high in ((0, 2), (1, 3))
-        ]
-    )
+    first = np.maximum(size - side * scale, -box[:2] * scale)
+    last = np.minimum(0.0, size - box[2:] * scale)
+    corner = random.uniform(np.minimum(first, last), last)
     return scale, corner, box * scale + np.tile(corner, 2)
 
 
@@ -141,8 +137,8 @@ def _overlap(one, other):
     return bool((np.maximum(one[:2], other[:2]) < np.minimum(one[2:], other[2:])).all())
 
 
-def _paste_decoy(canvas, photograph, box, scale, taken, random):
-    """A piece of a photograph beside its face, enlarged to the size of a face."""
+def _paste_decoy(canvas, photograph, box, length, taken, random):
+    """A piece of a photograph beside its face, `length` pixels large, where it covers no face."""
     side, size = photograph.shape[0], canvas.shape[2]
     beside = int(max(box[0], side - box[2]))
     if beside < 4:
@@ -150,11 +146,11 @@ def _paste_decoy(canvas, photograph, box, scale, taken, random):
     left = 0 if box[0] >= side - box[2] else side - beside
     top = int(random.integers(0, side - beside + 1))
     piece = photograph[top : top + beside, left : left + beside]
-    scale = scale * (box[3] - box[1]) / beside
+    scale = length / beside
     reach = np.full(2, beside / 2)
     mask = _oval(beside, reach, reach, random)
-    corner = random.uniform(-0.3 * beside * scale, size - 0.7 * beside * scale, 2)
-    covered = np.concatenate([corner, corner + beside * scale])
+    corner = random.uniform(-0.3 * length, size - 0.7 * length, 2)
+    covered = np.concatenate([corner, corner + length])
     if not any(_overlap(covered, other) for other in taken):
         _paste(canvas, piece, mask, scale, corner)
 
@@ -168,7 +164,7 @@ def _paste(canvas, photograph, mask, scale, corner):
         return
     window = np.clip(np.concatenate([low - corner, high - corner]) / scale, 0, photograph.shape[0])
     colour, cover = (
-        np.asarray(Image.fromarray(layer).resize(high - low, Image.Resampling.BILINEAR, tuple(window)))
+        np.asarray(Image.fromarray(layer).resize(tuple(high - low), Image.Resampling.BILINEAR, tuple(window)))
         for layer in (np.ascontiguousarray(photograph), mask)
     )
     rendering.blend(

@@ -213,9 +213,11 @@ def get_detector(config, name, scenes_folder, weights, records):
         # Where the initial weights lie decides nothing; what they are does.
         schedule = {key: value for key, value in training.items() if key != "initialisation"}
         begun = [work.sha256(initial)] if initial else []
-        content = work.sha256(scenes.folder / "boxes.json")
-        numbers = {**config["scenes"], "source": scenes_source(config)}
-        identity = (own_settings(entry), schedule, numbers, content, names, *begun)
+        seen = (
+            {**config["scenes"], "source": scenes_source(config)},
+            work.sha256(scenes.folder / "boxes.json"),
+        )
+        identity = (own_settings(entry), schedule, *seen, names, *begun)
         state = state_file(config, f"detector_{name}", *identity)
         train_detector(detector, *scenes.train(), training, names, state)
     detector.save(weights)
