@@ -20,7 +20,7 @@ from holdfast.errors import HoldfastError
 PARTS = {"train": "train", "test": "val"}  # the boxes of WIDER FACE's own test part are not published
 VALUES = "x y w h blur expression illumination invalid occlusion pose".split()
 INVALID = VALUES.index("invalid")
-SMALLEST_FACE = 4  # px of the shorter side in the prepared scene: below, there is nothing to be learnt
+SMALLEST_FACE = 4  # px of the shorter side in the scene; some annotated boxes have no extent at all
 BORDER = 127  # grey beside a picture that is not square
 
 

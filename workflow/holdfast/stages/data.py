@@ -99,9 +99,9 @@ class _Rows:
 
 def _wider_face(settings, seed):
     """Numbers of scenes, the scenes, and what is to be told of them once they were read."""
-    pictures = {}
+    source, pictures = Path(settings["source"]).expanduser(), {}
     for split in ("train", "test"):
-        found = wider_face.read_annotations(settings["source"], split)
+        found = wider_face.read_annotations(source, split)
         # Drawn from the whole set: the annotation is sorted by event.
         order = numpy_generator("WIDER FACE", seed, split).permutation(len(found))
         pictures[split] = [found[row] for row in sorted(order[: settings[split]])]
@@ -110,7 +110,7 @@ def _wider_face(settings, seed):
     def scenes():
         kept = small = 0
         for split, part in pictures.items():
-            annotation = wider_face.annotation_of(settings["source"], split)
+            annotation = wider_face.annotation_of(source, split)
             for picture in part:
                 image, boxes, left_out = wider_face.scene_of(picture, annotation, settings["size"])
                 kept, small = kept + len(boxes), small + left_out
