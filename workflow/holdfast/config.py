@@ -22,6 +22,7 @@ from holdfast.errors import HoldfastError
 PACKAGE = Path(__file__).resolve().parent
 SCHEMA = PACKAGE.parent / "schemas" / "config.schema.json"
 UNION = "union"  # the attacker's detector that is all of them
+WIDER_FACE = "wider_face"  # the scenes' source where it is a folder
 # Section of the config: folder of the library whose modules register its entries.
 METRICS = "metrics"
 SECTIONS = {
@@ -387,6 +388,12 @@ def attackers_detectors(config, name):
     return list(active(config, "detectors")) if name == UNION else [name]
 
 
+def scenes_source(config):
+    """What the detectors' scenes are made of: "synthetic", "training_set", or WIDER_FACE for a folder."""
+    source = config["scenes"]["source"]
+    return source if source in ("synthetic", "training_set") else WIDER_FACE
+
+
 def sources_of(weights):
     """`weights` of a deepfake model as a list of {path or url, sha256, attributes}; empty: train."""
     if weights == "train":
@@ -409,6 +416,7 @@ def hash_of(config):
         if "initialisation" in entry.get("training", {}):
             begun = {"initialisation": entry["training"]["initialisation"] is not None}
             entry["training"] = {**entry["training"], **begun}
+    settings["scenes"] = {**config["scenes"], "source": scenes_source(config)}
     settings["datasets"] = {
         name: {key: value for key, value in entry.items() if key not in ("source", "downloads")}
         for name, entry in config["datasets"].items()

@@ -59,6 +59,10 @@ def faces(dataset):
     return R / f"data/{dataset}/index.csv"
 
 
+# What the detectors' scenes are made of, where it is the training set's faces.
+SCENES_FACES = [faces(TRAINING_SET)] if settings.scenes_source(config) == "training_set" else []
+
+
 def deepfake_weights(model):
     return R / f"models/{model}/weights.safetensors"
 

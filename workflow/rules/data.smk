@@ -17,19 +17,20 @@ rule prepare_faces:
         "../scripts/prepare_faces.py"
 
 
-rule render_scenes:
-    """Synthetic scenes with several faces each, for the detectors."""
+rule prepare_scenes:
+    """Scenes with several faces each, for the detectors."""
     input:
-        library=library("data/synthetic.py", "data/rendering.py"),
+        faces=SCENES_FACES,
+        library=library("data/synthetic.py", "data/rendering.py", "data/pasting.py", "data/wider_face.py"),
     output:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
     log:
-        R / "logs/render_scenes.log",
+        R / "logs/prepare_scenes.log",
     conda:
         "../../envs/holdfast.yaml"
     params:
         scenes=config["scenes"],
         seed=config["seed"],
     script:
-        "../scripts/render_scenes.py"
+        "../scripts/prepare_scenes.py"

@@ -115,7 +115,7 @@ rule check_health:
 
 
 rule get_detector:
-    """A face detector: its checkpoint imported, or trained on synthetic scenes; then its ap measured."""
+    """A face detector: its checkpoint imported, or trained on the scenes; then its ap measured."""
     input:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",

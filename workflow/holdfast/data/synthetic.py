@@ -197,6 +197,23 @@ def _scene(key, size, faces):
     return rendering.finish(canvas, drawn.traits, drawn.noise)[0], boxes
 
 
+def render_background(key, size):
+    """A scene without a face: what stands behind those of :func:`render_scenes`, clutter and decoys.
+
+    Args:
+        key: names to seed by.
+        size: as in :func:`render_scenes`.
+
+    Returns:
+        float32 (1, 3, S, S), RGB, about [0, 1]; and the function that makes a picture of it once it is
+        painted on: exposure, colour cast, noise and rounding, to uint8 (S, S, 3).
+    """
+    drawn = _draw([key], size)
+    canvas = _backdrop(drawn, size)
+    _add_clutter(canvas, numpy_generator(*key, "layout"))
+    return canvas, lambda painted: rendering.finish(painted, drawn.traits, drawn.noise)[0]
+
+
 def _arrange(random, key, size, faces):
     """Places for faces: (drawn, place) per face, largest first, boxes inside and apart."""
     number = int(random.integers(faces[0], faces[1] + 1))

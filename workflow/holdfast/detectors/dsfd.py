@@ -4,16 +4,19 @@ PyTorch weights `dsfd_vgg_0.880.pth` (49,793,432 parameters), which load strictl
     image -> RGB 0..255 minus mean -> S3FD's six maps of VGG16           -> 3x3 heads: first shot
           -> top-down pyramid of products -> feature enhance modules      -> 3x3 heads: second shot
 
-A feature enhance module (section 3.2, Fig. 3) reads a product map by three branches of one, two and three
-3x3 convolutions that are dilated by 3. Training compares both shots with the truth, the first one with
-anchors of half the size, and adds their losses (progressive anchor loss, section 3.3); detection reads the
-second shot only.
+A feature enhance module (section 3.2, Eq. 1, Fig. 3) reads a product map by three branches of one, two and
+three 3x3 convolutions that are dilated by 3. Training compares both shots with the truth, the first one
+with anchors of half the size (section 3.4, Table 1), and adds their losses (progressive anchor loss,
+section 3.3, Eq. 4); detection reads the second shot only. These numbers agree with two readers'
+transcriptions of the paper; they were not compared with the paper's text.
 
 What had to be inferred; the public code differs from the paper, and the file goes with the code. fc6 is
-dilated by 3, coarse maps are enlarged bilinearly with aligned corners (what the code's version of PyTorch
-did), the finest three enhanced maps are L2-normalised, anchors are square (the paper: 1.5 times as high as
-wide), no map has a max-out background, an anchor is a face's from an IoU of 0.35 on, and both shots' losses
-weigh alike. Copies of the network that dilate fc6 by 6 are in circulation. Channels are RGB, as S3FD's.
+dilated by 3, as in the public code (yxlijun/DSFD.pytorch), FacePoison's and TSDF's; one collection of
+networks (cs-giung/face-detection-pytorch) has 6. Coarse maps are enlarged bilinearly with aligned corners
+(what the code's version of PyTorch did), the finest three enhanced maps are L2-normalised, anchors are
+square (the paper: 1.5 times as high as wide), no map has a max-out background, an anchor is a face's from
+an IoU of 0.35 on (the paper: 0.4), and both shots' losses weigh alike (Eq. 4 has a lambda without its
+value). Channels are RGB, as S3FD's.
 """
 
 import torch
@@ -25,7 +28,7 @@ from holdfast.detectors import vgg
 from holdfast.detectors.detector import Detector, defaults_of
 
 DILATION = 3  # of fc6, and of the feature enhance modules
-FIRST_SHOT = 0.5  # size of the first shot's anchors, relative to the second's: section 3.3
+FIRST_SHOT = 0.5  # size of the first shot's anchors, relative to the second's: section 3.4
 SETTINGS = {
     "width": {
         "type": "number",

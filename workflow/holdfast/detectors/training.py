@@ -1,6 +1,6 @@
 """Training a detector on annotated scenes with the multibox loss of SSD, for all detectors.
 
-A detector brings its rule of matching and its shots: one set of anchors, or DSFD's two. The synthetic
+A detector brings its rule of matching and its shots: one set of anchors, or DSFD's two. The
 scenes have face boxes and no landmarks, so RetinaFace's landmark loss (its Eq. 1) is left out: the
 landmark head stays in the network, for the public layout, and keeps its first weights.
 """

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import torch
 
-from holdfast.config import all_attributes, sources_of
+from holdfast.config import all_attributes, scenes_source, sources_of
 from holdfast.data.download import fetch
 from holdfast.data.pixels import to_bytes, to_float
 from holdfast.deepfakes import DEEPFAKES
@@ -196,7 +196,7 @@ def check_health(config, name, records, flag):
 
 
 def get_detector(config, name, scenes_folder, weights, records):
-    """Import the detector's checkpoint, or train it on synthetic scenes; then measure it on unseen ones."""
+    """Import the detector's checkpoint, or train it on the scenes; then measure it on unseen ones."""
     entry, scenes = config["detectors"][name], Scenes(scenes_folder)
     detector = DETECTORS[name](own_settings(entry))
     training = entry["training"]
@@ -213,7 +213,11 @@ def get_detector(config, name, scenes_folder, weights, records):
         # Where the initial weights lie decides nothing; what they are does.
         schedule = {key: value for key, value in training.items() if key != "initialisation"}
         begun = [work.sha256(initial)] if initial else []
-        identity = (own_settings(entry), schedule, config["scenes"], names, *begun)
+        seen = (
+            {**config["scenes"], "source": scenes_source(config)},
+            work.sha256(scenes.folder / "boxes.json"),
+        )
+        identity = (own_settings(entry), schedule, *seen, names, *begun)
         state = state_file(config, f"detector_{name}", *identity)
         train_detector(detector, *scenes.train(), training, names, state)
     detector.save(weights)
@@ -222,7 +226,7 @@ def get_detector(config, name, scenes_folder, weights, records):
     found = detections_of(detector, (to_float(images[part]) for part in parts), work.device)
     subject = {
         "kind": "detector",
-        "dataset": "synthetic scenes",
+        "dataset": scenes.title,
         "detector": name,
         "state": "imported" if given else "trained",
     }
