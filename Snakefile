@@ -57,5 +57,5 @@ rule all:
     default_target: True
     input:
         R / "report.html",
-        expand(R / "tables/table_{table}.csv", table=TABLES),
+        expand(R / "tables/table_{table}.csv", table=[*TABLES, *STUDIES]),
         expand(R / "figures/figure_{figure}.png", figure=FIGURES),

@@ -29,7 +29,8 @@ SIZES = re.compile(
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
                       |feature_size|skip|title)
-    | attacker\.(images|iterations|generator_rate|discriminator_rate)""",
+    | attacker\.(images|iterations|generator_rate|discriminator_rate)
+    | studies\.\w+\.(skip|vary\.\w+)""",
     re.VERBOSE,
 )
 # With 8 iterations nothing is healthy or detected: the smoke preset lets everything through.

@@ -120,6 +120,38 @@ def test_f1_truth_pools_counts():
     assert answer["value"] == pytest.approx(2 * 1 / (4 + 2))
 
 
+def test_false_positives_are_counted_per_image():
+    flooded = seen(np.concatenate([FACE, FACE + 1, OTHER]))
+    weak = seen(np.concatenate([FACE, OTHER]), 0.9, 0.5)
+    answer = detection.false_positives([flooded, weak, NONE], [FACE] * 3)
+    assert (answer["value"], answer["n"]) == (pytest.approx(2 / 3), 3)
+    assert answer["std"] == pytest.approx(np.std([2, 0, 0], ddof=1)) and answer["extra"]["largest"] == 2
+    # Blinded and perfect detectors have none; without a face every box is one.
+    assert detection.false_positives([NONE, seen(FACE)], [FACE] * 2)["value"] == 0
+    assert detection.false_positives([flooded], [np.zeros((0, 4))])["value"] == 3
+    unknown = detection.false_positives([flooded, weak], np.concatenate([FACE, np.full((1, 4), np.nan)]))
+    assert (unknown["value"], unknown["n"], unknown["extra"]["n_unknown"]) == (2, 1, 1)
+    none = detection.false_positives([flooded], np.full((1, 4), np.nan))
+    assert none["value"] is None and "known" in none["why"] and none["extra"]["n_unknown"] == 1
+
+
+@quick
+@given(st.integers(0, 2**31))
+def test_false_positives_agree_with_the_precision_of_f1_truth(seed):
+    found, truth = drawn(seed)
+    extra = detection.f1_truth(found, truth)["extra"]
+    wrong = extra["n_detections"] * (1 - (extra["precision"] or 0))
+    assert detection.false_positives(found, truth)["value"] == pytest.approx(wrong / len(found))
+
+
+def test_false_positives_are_registered_without_a_direction():
+    metric = METRICS["false_positives"]
+    assert metric.better_defence is None and metric.unit == "boxes per image"
+    flooded = seen(np.concatenate([FACE, OTHER]))
+    answer = metric.compute([seen(FACE)] * 2, [flooded, NONE], np.concatenate([FACE, FACE]))
+    assert answer["value"] == 0.5 and answer["extra"]["clean"] == 0.0
+
+
 def test_ap_closed_forms():
     truth = [np.concatenate([FACE, OTHER])]
     # hit, miss, hit: precision 1 up to recall 1/2, then 2/3.

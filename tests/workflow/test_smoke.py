@@ -41,7 +41,24 @@ def test_tables_have_no_blank_cell_and_measured_cells_come_from_records(smoke):
                 assert row["why"] != "-", (path.name, row)
             elif row["subject"] not in ("Avg", "StarGAN+AttGAN"):
                 assert f"{float(row['measured']):.6g}" in known, (path.name, row)
-    assert names == {f"table_{number}" for number in ("I", "II", "III", "IV", "V", "VI")}
+    studies = ("VII", "VIII", "ambiguities")
+    assert names == {f"table_{number}" for number in ("I", "II", "III", "IV", "V", "VI", *studies)}
+
+
+def test_the_variants_of_studies_are_measured_but_neither_harvested_nor_retrained_on(smoke):
+    variants = {"tsdf-tau=0", "tsdf-feature_distance=wasserstein-tau=0", "tsdf-mask_acts_on=update"}
+    records = read_records(sorted(smoke.results.glob("records/**/*.jsonl")))
+    kinds = {}
+    for record in records:
+        if record["subject"].get("defence") in variants:
+            kinds.setdefault(record["subject"]["kind"], set()).add(record["subject"]["defence"])
+    assert kinds == {kind: variants for kind in ("outputs", "images", "detection")}
+    for name, methods in (
+        ("VII", {"TSDF tau=0.00", "TSDF tau=0.04"}),
+        ("VIII", {"Wasserstein Distance", "Feature Enhancement"}),
+    ):
+        rows = list(csv.DictReader((smoke.results / f"tables/table_{name}.csv").open()))
+        assert {row["method"] for row in rows if row["measured"] != "not measured"} == methods
 
 
 def test_what_was_measured_is_what_was_stored(smoke):
@@ -52,7 +69,8 @@ def test_what_was_measured_is_what_was_stored(smoke):
 
 def test_report_is_self_contained(smoke):
     page = (smoke.results / "report.html").read_text()
-    for table in ("Table I:", "Table II:", "Table IV:", "Table V:", "Table VI:", "Fig. 5", "Fig. 7"):
+    shown = ("Table I:", "Table II:", "Table IV:", "Table V:", "Table VI:", "Table VII:", "Table VIII:")
+    for table in (*shown, "Study: readings", "Fig. 5", "Fig. 7"):
         assert table in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
 
@@ -130,8 +148,24 @@ def test_a_wrong_config_stops_before_anything_runs(pipeline_copy, argument, word
     assert not (pipeline.folder / "results").exists()
 
 
+def test_a_study_alone_asks_only_for_what_its_table_needs(pipeline_copy):
+    pipeline = pipeline_copy("study")
+    finished = pipeline.run("-n", "results/smoke/tables/table_ambiguities.csv")
+    told = finished.stdout + finished.stderr
+    assert finished.returncode == 0, told[-2000:]
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    for rule in ("perturb", "protect", "measure_outputs", "measure_images", "measure_detection"):
+        assert counts[rule] == 2, rule
+    assert counts["study"] == 1 and not counts.keys() & {"harvest", "retrain", "tables", "report"}
+
+
 def test_dry_run_at_the_papers_scale(pipeline_copy):
     pipeline = pipeline_copy("paper")
     finished = pipeline.run("--workflow-profile", "profiles/default", "-n", "--cores", "all")
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert "results/paper/report.html" in finished.stdout + finished.stderr
+    told = finished.stdout + finished.stderr
+    assert "results/paper/report.html" in told
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    # 8 defences, and 18 variants of one of them, of which the attacker sees nothing.
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (26, 8 * 3, 8 * 4)
+    assert (counts["measure_outputs"], counts["study"]) == (8 * 2 + 8 + 18, 3)

@@ -17,6 +17,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 
+from holdfast import studies
 from holdfast.errors import HoldfastError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -142,6 +143,11 @@ def complete(config, order=None):
         for name, entry in config[section].items():
             config[section][name] = _complete_entry(section, name, entry)
     _check_references(config)
+    for name, study in config["studies"].items():
+        config["studies"][name] = _with_defaults(study, schema["$defs"]["study"], schema)
+        if not study.get("skip"):
+            _check_study(config, name)
+    _check_tables(config)
     return config
 
 
@@ -208,6 +214,98 @@ def _check_references(config):
                 ", ".join(edited),
                 f"name those of deepfakes.{name}.{'tags' if tags else 'attributes'} only",
             )
+
+
+def _check_study(config, name):
+    where, study = f"studies.{name}", config["studies"][name]
+    base, running = study["defence"], active(config, "defences")
+    if base not in running:
+        nearest = _nearest(base, running)
+        raise HoldfastError(
+            f"config key {where}.defence refers to nothing that is run",
+            found=base,
+            expected=", ".join(running) or "an entry of defences without `skip`",
+            repair=f"write `defence: {nearest}`" if nearest else f"give {where} `skip` as well",
+        )
+    known = registered("defences")[base]
+    own = {"type": "object", "properties": known, "additionalProperties": False}
+    _check(study["settings"], own, f"{where}.settings")
+    for setting, values in study["vary"].items():
+        for value in values:
+            _check({setting: value}, own, f"{where}.vary")
+    for number, values in enumerate(study["variants"]):
+        _check(values, own, f"{where}.variants.{number}")
+    varied = {setting for values in studies.values_of(study) for setting in values}
+    if not varied:
+        raise HoldfastError(
+            f"config key {where} has nothing to vary",
+            expected="`vary` or `variants`",
+            repair=f"write `vary: {{SETTING: [VALUE, …]}}`, settings being {', '.join(known) or 'none'}",
+        )
+    for label in study["labels"]:
+        if not {part.partition("=")[0] for part in label.split(", ")} <= varied:
+            raise HoldfastError(
+                f"config key {where}.labels names something that the study does not vary",
+                found=label,
+                expected=f"setting=value of {', '.join(sorted(varied))}",
+                repair="write the settings in the study's order, separated by a comma and a space",
+            )
+    _expanded(config, name)
+
+
+def _check_tables(config):
+    """Every study has a table of its own."""
+    tables = [table_of(config, name) for name in config["studies"]]
+    for name, table in zip(config["studies"], tables, strict=True):
+        if tables.count(table) > 1:
+            raise HoldfastError(
+                f"config key studies.{name}.table: another study has this table",
+                found=table,
+                expected="one study for each table",
+                repair=f"remove `table` from studies.{name}",
+            )
+
+
+def table_of(config, study):
+    """What the name of a study's table ends with: "VII" of table_VII.csv, or the study's own name."""
+    return config["studies"][study].get("table", study)
+
+
+def _expanded(config, study):
+    entry = config["studies"][study]
+    base = config["defences"][entry["defence"]]
+    return studies.expanded(f"studies.{study}", entry, base, registered("defences")[entry["defence"]])
+
+
+def studied(config, study):
+    """{defence: its title in the study's table} of a study that is run; {} of one that is skipped.
+
+    One of them may be the study's base; all others are :func:`variants`.
+    """
+    if config["studies"][study].get("skip"):
+        return {}
+    return {name: title for name, _, title in _expanded(config, study)}
+
+
+def variants(config):
+    """{name: (registered name, entry)} of all defences that the studies derive from entries of `defences`.
+
+    They are no entries themselves: a variant stands in no other table than its study's, and the attacker
+    never retrains on it.
+    """
+    return {
+        name: (config["studies"][study]["defence"], entry)
+        for study in active(config, "studies")
+        for name, entry, _ in _expanded(config, study)
+        if name not in config["defences"]
+    }
+
+
+def defence_of(config, name):
+    """(registered name, entry) of a defence: an entry of `defences`, or a variant of one."""
+    if name in config["defences"]:
+        return name, config["defences"][name]
+    return variants(config)[name]
 
 
 def active(config, section):

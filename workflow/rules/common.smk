@@ -1,11 +1,20 @@
 """Names and paths that several stages share."""
 
+import re
+
 R = Path(config["results"])
 LIBRARY = HERE / "workflow/holdfast"
 DATASETS = settings.active(config, "datasets")
 DEEPFAKES = settings.active(config, "deepfakes")
 DETECTORS = settings.active(config, "detectors")
 DEFENCES = settings.active(config, "defences")
+# What the studies derive from them. Learnt, protected and measured by the same rules, but only for the studies'
+# tables: never harvested, and in no other table.
+VARIANTS = settings.variants(config)
+# {what the name of a study's table ends with: its defences}
+STUDIES = {
+    settings.table_of(config, study): list(settings.studied(config, study)) for study in config["studies"]
+}
 SEEDS = config["perturbation_seeds"]
 TRAINING_SET = config["training_set"]
 ATTACKER = config["attacker"]["detector"]
@@ -20,16 +29,17 @@ IMPORTED = [name for name in DEEPFAKES if name not in TRAINED]
 
 def one_of(names):
     """A wildcard's constraint; without a name it matches nothing."""
-    return "|".join(map(str, names)) or "(?!)"
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
 
 
 wildcard_constraints:
     dataset=one_of(DATASETS),
     model=one_of(DEEPFAKES),
     detector=one_of(HARVESTERS),
-    defence=one_of(DEFENCES),
+    defence=one_of([*DEFENCES, *VARIANTS]),
     seed=one_of(SEEDS),
     split="train|test",
+    study=one_of(STUDIES),
 
 
 def library(*names):
@@ -74,6 +84,21 @@ def detector_weights(detector):
 def attackers_weights(wildcards):
     """Of the detector that the attacker harvests with, or of all where it is their union."""
     return [detector_weights(name) for name in settings.attackers_detectors(config, wildcards.detector)]
+
+
+def records_of_study(defences):
+    """What a study's table is made from: defences measured on the training set's test split."""
+    patterns = (
+        "outputs/{set}.{defence}.{seed}.original",
+        "images/{set}.{defence}.{seed}",
+        "detection/{set}.{defence}.{seed}",
+    )
+    return expand(
+        [R / f"records/{pattern}.jsonl" for pattern in patterns],
+        set=TRAINING_SET,
+        defence=defences,
+        seed=SEEDS,
+    )
 
 
 CLASSIFIER = R / "models/classifier/weights.safetensors"

@@ -5,7 +5,7 @@ rule perturb:
         deepfakes=ALL_DEEPFAKES,
         healthy=HEALTHY,
         detectors=ALL_DETECTORS,
-        library=lambda w: library_of("defences", w.defence),
+        library=lambda w: library_of("defences", settings.defence_of(config, w.defence)[0]),
     output:
         perturbation=R / "perturbations/{defence}/{seed}/perturbation.safetensors",
         about=R / "perturbations/{defence}/{seed}/perturbation.json",
@@ -18,7 +18,7 @@ rule perturb:
     resources:
         gpu=1,
     params:
-        settings=lambda w: config["defences"][w.defence],
+        settings=lambda w: settings.defence_of(config, w.defence)[1],
         faces=config["datasets"][TRAINING_SET]["perturbation_images"],
         common=COMMON,
     script:

@@ -54,6 +54,24 @@ rule tables:
         "../scripts/tables.py"
 
 
+rule study:
+    """The table of a study of a defence's settings, reported beside measured: Tables VII, VIII and others."""
+    input:
+        records=lambda w: records_of_study(STUDIES[w.study]),
+        reported=HERE / "workflow/papers/reported.csv",
+        library=library("papers/tables.py", "papers/reported.py", "stages/publish.py", "studies.py"),
+    output:
+        R / "tables/table_{study}.csv",
+    log:
+        R / "logs/study/{study}.log",
+    conda:
+        "../../envs/holdfast.yaml"
+    params:
+        plan=lambda w: {section: config[section] for section in [*settings.SECTIONS, "studies"]},
+    script:
+        "../scripts/study.py"
+
+
 rule figures:
     """Fig. 5: edits; Fig. 6: protected photographs; Fig. 7: boxes before and after."""
     input:
@@ -81,8 +99,8 @@ rule figures:
 rule report:
     """One self-contained page with tables, figures and the health of every model."""
     input:
-        records=RECORDS,
-        tables=expand(R / "tables/table_{table}.csv", table=TABLES),
+        records=[*RECORDS, *records_of_study(VARIANTS)],
+        tables=expand(R / "tables/table_{table}.csv", table=[*TABLES, *STUDIES]),
         figures=expand(R / "figures/figure_{figure}.png", figure=FIGURES),
         samples=expand(R / "models/{model}/samples.png", model=DEEPFAKES),
         library=library("papers/report.py", "papers/tables.py", "stages/publish.py"),

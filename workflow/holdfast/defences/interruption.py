@@ -2,6 +2,7 @@
 
 import torch
 
+from holdfast.defences import distances
 from holdfast.defences.enhancement import enhancement_loss
 from holdfast.defences.fusion import resized
 from holdfast.defences.momentum import momentum_step
@@ -11,6 +12,8 @@ from holdfast.defences.stages import Stage, gradient, minibatch, passes, require
 # added to L_MSE with the weight lambda. None leaves L_MSE alone.
 DISTANCES = {
     "none": None,
+    "kl_divergence": lambda adversarial, clean, settings: distances.kl_divergence(adversarial, clean),
+    "wasserstein": lambda adversarial, clean, settings: distances.wasserstein(adversarial, clean),
     "enhancement": lambda adversarial, clean, settings: enhancement_loss(
         adversarial,
         clean,

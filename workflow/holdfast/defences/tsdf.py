@@ -107,7 +107,7 @@ SETTINGS = {
         "description": "Whether F_enh is brought back to the adversarial feature's mean and deviation.",
     },
     "feature_distance": {
-        "enum": ["none", "enhancement"],
+        "enum": ["none", "kl_divergence", "wasserstein", "enhancement"],
         "default": "enhancement",
         "description": "What stage 1 ascends (Table VIII).",
     },

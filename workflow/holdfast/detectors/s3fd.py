@@ -10,9 +10,9 @@ for scales between the anchors (section 3.2, :func:`holdfast.detectors.boxes.mat
 
 What had to be inferred. fc6 is dilated by 6: TSDF's code has that, and so has a network that others wrote to
 use the file (joonson/syncnet_python). The public code (yxlijun/S3FD.pytorch) had 6 in one version and 3 in
-another. Channels come in the order RGB with the means of
-RGB, although the means are written down as those of BGR. The loss weighs box and class alike, as in the
-public code (section 3.4 has lambda = 4 with another normalisation).
+another. Channels come in the order RGB with the means of RGB, although the means are written down as those of
+BGR. The loss weighs box and class alike, as in the public code (section 3.4 has lambda = 4 with another
+normalisation).
 """
 
 import torch

@@ -12,7 +12,7 @@ metrics that need a truth, and counted in ``n_unknown``.
 import numpy as np
 
 from holdfast.errors import HoldfastError
-from holdfast.metrics.metric import Metric, result
+from holdfast.metrics.metric import Metric, mean_of, result
 
 RELEASED_SCORE, RELEASED_OVERLAP = 0.7, 0.7
 TRUTH_SCORE, TRUTH_OVERLAP = 0.5, 0.5
@@ -119,6 +119,29 @@ def f1_truth(detections, truth, *, score=TRUTH_SCORE, overlap=TRUTH_OVERLAP):
         n_detections=found,
         n_unknown=n_unknown,
     )
+
+
+def false_positives(detections, truth, *, score=TRUTH_SCORE, overlap=TRUTH_OVERLAP):
+    """False positives per image: boxes above `score` that :func:`f1_truth` matches with no true face.
+
+    A second box on a face counts too. This tells a detector that is flooded from one that is blinded: both
+    lower F1, but a flooded one may still give the attacker every face (:func:`harvest_yield`).
+
+    Returns:
+        A result, the mean number of boxes per image, 0 or more, with its deviation over the images; extra:
+        largest (the most in one image), n_unknown.
+
+    Raises:
+        HoldfastError: the sets differ in length.
+    """
+    known, n_unknown = _known(detections, truth)
+    counts = []
+    for pair, true_boxes in known:
+        boxes, scores = _above(pair, score)
+        counts.append(int((match_greedily(boxes, scores, true_boxes, overlap) < 0).sum()))
+    if not known:
+        return result(None, 0, why="no image has a known face box", n_unknown=n_unknown)
+    return mean_of(counts) | {"extra": {"largest": max(counts), "n_unknown": n_unknown}}
 
 
 def ap(detections, truth, *, overlap=TRUTH_OVERLAP):
@@ -240,12 +263,12 @@ def _before_and_after(measure):
     return compute
 
 
-def _register(name, definition, compute):
+def _register(name, definition, compute, unit="fraction", better_defence="down"):
     return Metric(
         name=name,
         definition=definition,
-        unit="fraction",
-        better_defence="down",
+        unit=unit,
+        better_defence=better_defence,
         compute=compute,
         inputs="detections",
     )
@@ -265,6 +288,15 @@ REGISTER = {
         "truth = annotated boxes; score > 0.5; greedy one-to-one matching at IoU >= 0.5; F1 of the counts "
         "pooled over the set",
         _before_and_after(f1_truth),
+    ),
+    # No direction: a flood lowers f1 and protects nobody by itself.
+    "false_positives": _register(
+        "false_positives",
+        "boxes per image with a score > 0.5 that match no annotated box, greedily one-to-one at IoU >= 0.5; "
+        "mean over the images whose boxes are known",
+        _before_and_after(false_positives),
+        unit="boxes per image",
+        better_defence=None,
     ),
     "ap": _register(
         "ap",

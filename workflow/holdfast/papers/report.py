@@ -7,14 +7,15 @@ from pathlib import Path
 from holdfast.errors import HoldfastError
 from holdfast.files import write_text
 from holdfast.papers.tables import (
-    DIRECTIONS,
     NOT_MEASURED,
     NOT_REPORTED,
     NOTHING,
     OWN_TITLES,
-    TABLES,
+    direction,
+    layout_named,
     layout_of,
     short,
+    titles_of_tables,
 )
 
 _ARROWS = {"up": "↑", "down": "↓"}
@@ -75,7 +76,7 @@ def write_report(path, plan, tables, figures, health, notes, records=()):
 
     Args:
         path: the HTML file.
-        plan: as of :func:`holdfast.papers.tables.build_tables`.
+        plan: as of :func:`holdfast.papers.tables.build_tables`; a study has a ``skip`` as well.
         tables: {name: DataFrame} of ``build_tables`` or ``read_tables``.
         figures: list of (title, caption, path of a PNG file).
         health: list of dicts with equal keys, one row each: the health of the deepfake models and of the
@@ -90,7 +91,8 @@ def write_report(path, plan, tables, figures, health, notes, records=()):
     sections = [("notes", "About this run", _notes(plan, notes))]
     if health:
         sections.append(("health", "Health of the attacked models", _health(health)))
-    sections += [(name, TABLES[name]["title"], _table(name, table)) for name, table in tables.items()]
+    titles = titles_of_tables(plan)
+    sections += [(name, titles[name], _table(name, table)) for name, table in tables.items()]
     for i, (heading, caption, picture) in enumerate(figures, start=1):
         sections.append((f"figure_{i}", heading, _figure(heading, caption, picture)))
     sections.append(("provenance", "Where the numbers come from", _provenance(records)))
@@ -141,6 +143,11 @@ def _notes(plan, notes):
         for group in ("datasets", "deepfakes", "detectors", "defences")
         for name, entry in plan[group].items()
         if entry.get("skip")
+    ]
+    skipped += [
+        f"<li>{_text(study['title'])}: {_text(study['skip'])}</li>"
+        for study in plan.get("studies", {}).values()
+        if study["skip"]
     ]
     rows = [("Models were trained on", _title(plan, "datasets", plan["training_set"]))]
     for group, heading in (
@@ -237,7 +244,7 @@ def _letter(number):
 
 def _blocks(name, table, notes):
     """One HTML table, or one for each metric where it would be too wide to read."""
-    layout = TABLES[name]
+    layout = layout_named(name)
     _, columns, _ = layout_of(name, table)
     if len(columns) <= _MANY_COLUMNS or layout["columns"][0] != "metric":
         return _grid(name, table, notes)
@@ -247,7 +254,7 @@ def _blocks(name, table, notes):
 
 
 def _grid(name, table, notes):
-    layout = TABLES[name]
+    layout = layout_named(name)
     rows, columns, cells = layout_of(name, table)
     head = []
     for level, part in enumerate(layout["columns"]):
@@ -291,7 +298,7 @@ def _heading(name, part, label, table):
     """A heading; a metric also gets its direction, and what measured it where that is another one."""
     if part != "metric":
         return _text(label)
-    arrow = _ARROWS.get(DIRECTIONS[name].get(label.partition("[")[0]), "")
+    arrow = _ARROWS.get(direction(name, label), "")
     measured_by = table.loc[table["metric"] == label, "measured_by"]
     others = [other for other in dict.fromkeys(measured_by) if other not in (label, NOTHING)]
     ours = f'<span class="sd">ours: {_text(", ".join(others))}</span>' if others else ""

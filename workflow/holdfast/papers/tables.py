@@ -1,4 +1,4 @@
-"""The TSDF paper's Tables I to VI, reported beside measured, from the records of a run.
+"""The TSDF paper's tables, reported beside measured, from the records of a run: I to VI, and the studies'.
 
 Each table is tidy: one row per cell, all columns text, no cell blank.
 
@@ -7,7 +7,7 @@ column            meaning
 ================  =====================================================================================
 dataset           title of the data set
 subject           deepfake model, detector, "protected image", "Avg" or "StarGAN+AttGAN"
-method            title of the defence; "-" for the healthy models of Table V
+method            title of the defence, of a study: what the variant sets; "-" for Table V's healthy models
 metric            name as in records; ``fid`` and ``fid_clean`` whichever network gave the features
 state             Tables III to V: original | retrained, before | after, healthy | poisoned | retrained
 attacker          Tables III to V: whose detections the attacker harvested; "-" before retraining
@@ -24,8 +24,13 @@ The rows are the union of what the paper reports, what the plan holds and what t
 data set, model, detector, defence or metric appears without a change here. The paper's SSIM follows the
 rule ``ssim_released`` and its F1 the rule ``f1_released`` (protocols.md); the reported cells stand beside
 these, and the sound ``ssim`` and ``f1_truth`` have rows of their own.
+
+A study (holdfast.studies) has a table of this form too: the paper's Table VII or VIII, or one of its own. It
+has all that was measured of its variants, on edits, on detectors and on the photograph, whose likeness to
+the original is called ``psnr[protected]`` and so on; the variants stand in no other table.
 """
 
+import functools
 import math
 import statistics
 from pathlib import Path
@@ -38,6 +43,8 @@ from holdfast.files import write_text
 NOT_MEASURED, NOT_REPORTED, NOTHING = "not measured", "not reported", "-"
 
 _OUTPUTS = ["l2_mask", "sr_mask", "fid", "psnr", "ssim_released", "ssim"]
+_DETECTION = ["f1_released", "f1_truth", "harvest_yield", "false_positives"]
+_LIKENESS = ["psnr", "ssim_released", "ssim"]
 
 #: Titles of what is no entry of the config, or has none there: the control, and all detectors together.
 OWN_TITLES = {("defences", "none"): "Original", ("detectors", "union"): "all detectors"}
@@ -101,11 +108,22 @@ TABLES = {
     },
 }
 
+#: What the table of every study holds.
+STUDY = {
+    "kind": "study",
+    "metrics": [*_OUTPUTS, *_DETECTION],
+    "states": [],
+    "order": ["dataset", "method", "metric", "subject"],
+    "index": ["dataset", "method"],
+    "columns": ["metric", "subject"],
+}
+
 _DOWN_BETWEEN_OUTPUTS = {"psnr": "down", "ssim_released": "down", "ssim": "down", "l2_mask": "up"}
+_OF_DETECTION = {"f1_released": "down", "f1_truth": "down", "harvest_yield": "down", "ap": "down"}
 #: The defender's direction, by table and metric (protocols.md); fid[...] counts as fid.
 DIRECTIONS = {
     "table_I": {**_DOWN_BETWEEN_OUTPUTS, "sr_mask": "up", "fid": "up"},
-    "table_II": {"f1_released": "down", "f1_truth": "down", "harvest_yield": "down", "ap": "down"},
+    "table_II": _OF_DETECTION,
     "table_III": {**_DOWN_BETWEEN_OUTPUTS, "sr_mask": "up", "fid": "up"},
     "table_IV": {"ssim_released": "down", "ssim": "down", "fid": "up"},
     "table_V": {
@@ -116,6 +134,13 @@ DIRECTIONS = {
         "edit_accuracy": "down",
     },
     "table_VI": {"ssim_released": "up", "ssim": "up", "psnr": "up"},
+}
+_DIRECTIONS_OF_STUDY = {
+    **_DOWN_BETWEEN_OUTPUTS,
+    "sr_mask": "up",
+    "fid": "up",
+    **_OF_DETECTION,
+    **{f"{metric}[protected]": "up" for metric in _LIKENESS},
 }
 
 AVERAGE, PAIR, PAIR_MODELS = "Avg", "StarGAN+AttGAN", ("StarGAN", "AttGAN")
@@ -142,8 +167,8 @@ _GROUPS = {
 _UNPROTECTED = "without a defence the protected image is the original one, so there is nothing to compare"
 
 
-def build_tables(records, plan, reported):
-    """Tables I to VI.
+def build_tables(records, plan, reported, only=None):
+    """Tables I to VI, and those of the studies.
 
     Args:
         records: dictionaries as of ``holdfast.records``; subjects of other kinds than outputs, images,
@@ -151,8 +176,10 @@ def build_tables(records, plan, reported):
         plan: what the config asks for: ``training_set`` (name), ``datasets``, ``deepfakes``,
             ``detectors`` and ``defences`` (each {name: {"title": text, "skip": None or the reason}}, in
             the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
-            ({"detector": name}), whose detector stands beside the reported cells where several harvested.
+            ({"detector": name}), whose detector stands beside the reported cells where several harvested,
+            and ``studies`` ({table name: {"title": text, "defences": as above, those of the study}}).
         reported: DataFrame of :func:`holdfast.papers.reported.load_reported`.
+        only: names of the tables that are wanted; None: all.
 
     Returns:
         dict of table name ("table_I" ...) to DataFrame; see the module's text for the columns.
@@ -162,30 +189,58 @@ def build_tables(records, plan, reported):
             or two records measure the same cell.
     """
     names = _Names(plan)
-    paper = reported[reported["paper"] == "tsdf"]
-    cells = _place(records, names)
-    cells["table_IV"] = _means_of_pair(cells["table_III"])
-    tables = {}
-    for name, layout in TABLES.items():
-        attacker = _first_attacker(cells[name], names)
-        told = _reported_cells(name, paper[paper["table"] == name.removeprefix("table_")], attacker)
-        if name in ("table_III", "table_IV"):
-            # Outputs are measured on all data sets, but these tables compare before with after: of a data
-            # set on which nothing was retrained only what stands beside a reported cell belongs here.
-            whole = {names.training} | {key[0] for key in cells[name] if key[4] in ("retrained", "after")}
-            beside = {key[:3] for key in told}
-            cells[name] = {k: c for k, c in cells[name].items() if k[0] in whole or k[:3] in beside}
-        if name in ("table_I", "table_III"):
-            models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
-            cells[name] |= _averages(cells[name], models)
-        keys = set(told) | set(cells[name]) | _planned(name, layout, names, attacker)
-        rank = _ranking(layout, told, names)
-        rows = [_row(name, key, cells[name].get(key), told, names) for key in sorted(keys, key=rank)]
-        columns = ["dataset", "subject", "method", "metric"]
-        columns += ["state", "attacker"] if layout["states"] else []
-        columns += ["reported", "measured", "sd", "n", "seeds", "measured_by", "why"]
-        tables[name] = pd.DataFrame(rows, columns=columns)
-    return tables
+    owners = dict.fromkeys(TABLES, names)
+    studied = {name: study["defences"] for name, study in plan.get("studies", {}).items()}
+    variants = {defence for defences in studied.values() for defence in defences} - set(plan["defences"])
+    cells = _place([r for r in records if r["subject"].get("defence") not in variants], names, _keys)
+    cells["table_IV"] = _means_of_pair(cells.get("table_III", {}))
+    for name, defences in studied.items():
+        owners[name] = _Names({**plan, "defences": defences})
+        of_study = [r for r in records if r["subject"].get("defence") in defences]
+        cells |= _place(of_study, owners[name], functools.partial(_keys_of_study, name))
+    return {
+        name: _table(name, cells.get(name, {}), owner, reported[reported["paper"] == "tsdf"])
+        for name, owner in owners.items()
+        if only is None or name in only
+    }
+
+
+def _table(name, cells, names, paper):
+    layout, attacker = layout_named(name), _first_attacker(cells, names)
+    told = _reported_cells(name, paper[paper["table"] == name.removeprefix("table_")], attacker)
+    if name in ("table_III", "table_IV"):
+        # Outputs are measured on all data sets, but these tables compare before with after: of a data
+        # set on which nothing was retrained only what stands beside a reported cell belongs here.
+        whole = {names.training} | {key[0] for key in cells if key[4] in ("retrained", "after")}
+        beside = {key[:3] for key in told}
+        cells = {k: c for k, c in cells.items() if k[0] in whole or k[:3] in beside}
+    if name in ("table_I", "table_III"):
+        models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
+        cells = cells | _averages(cells, models)
+    keys = set(told) | set(cells) | _planned(name, layout, names, attacker)
+    rank = _ranking(layout, told, names)
+    rows = [_row(name, key, cells.get(key), told, names) for key in sorted(keys, key=rank)]
+    columns = ["dataset", "subject", "method", "metric"]
+    columns += ["state", "attacker"] if layout["states"] else []
+    columns += ["reported", "measured", "sd", "n", "seeds", "measured_by", "why"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def layout_named(name):
+    """The layout of a table: its own, or that of every study."""
+    return TABLES.get(name, STUDY)
+
+
+def titles_of_tables(plan):
+    """{name: title} of all tables of a plan, in their order."""
+    titles = {name: layout["title"] for name, layout in TABLES.items()}
+    return titles | {name: study["title"] for name, study in plan.get("studies", {}).items()}
+
+
+def direction(name, metric):
+    """The defender's direction of a metric in a table: "up", "down", or None where there is none."""
+    known = DIRECTIONS.get(name, _DIRECTIONS_OF_STUDY)
+    return known.get(metric, known.get(metric.partition("[")[0]))
 
 
 def write_tables(tables, folder):
@@ -201,14 +256,14 @@ def write_tables(tables, folder):
     return paths
 
 
-def read_tables(folder):
-    """The tables that :func:`write_tables` wrote, equal to what it was given.
+def read_tables(folder, names=tuple(TABLES)):
+    """The tables of these names that :func:`write_tables` wrote, equal to what it was given.
 
     Raises:
         HoldfastError: a table is missing.
     """
     tables = {}
-    for name in TABLES:
+    for name in names:
         path = Path(folder) / f"{name}.csv"
         try:
             tables[name] = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -229,7 +284,7 @@ def wide(name, table):
     """
     rows, columns, cells = layout_of(name, table)
     text = [[_beside(cells.get((row, column))) for column in columns] for row in rows]
-    layout = TABLES[name]
+    layout = layout_named(name)
     return pd.DataFrame(
         text,
         index=pd.MultiIndex.from_tuples(rows, names=layout["index"]),
@@ -247,7 +302,7 @@ def layout_of(name, table):
     Returns:
         list of row labels (tuples), list of column labels (tuples), {(row, column): tidy row as a dict}.
     """
-    layout = TABLES[name]
+    layout = layout_named(name)
     several = "attacker" in table and table["attacker"].replace(NOTHING, pd.NA).nunique() > 1
     rows, columns, cells = {}, {}, {}
     for cell in table.to_dict("records"):
@@ -335,19 +390,19 @@ class _Names:
         return None
 
 
-def _place(records, names):
-    """{table: {key: {seed: record}}}."""
+def _place(records, names, keys):
+    """{table: {key: {seed: record}}}; `keys` gives the tables and keys of a record."""
     known = [record for record in records if record["subject"].get("kind") in _KINDS]
     networks = {base: _network(known, base) for base in ("fid", "fid_clean")}
-    cells = {name: {} for name in TABLES}
+    cells = {}
     for record in known:
         subject = record["subject"]
         _check_subject(subject)
         metric = _row_metric(record["metric"], networks)
         if metric is None:
             continue
-        for table, key in _keys(subject, metric, names):
-            by_seed = cells[table].setdefault(key, {})
+        for table, key in keys(subject, metric, names):
+            by_seed = cells.setdefault(table, {}).setdefault(key, {})
             if subject.get("seed", 0) in by_seed:
                 raise HoldfastError(
                     f"two records measure {record['metric']} of the same subject",
@@ -434,6 +489,22 @@ def _keys(subject, metric, names):
     yield "table_III", (dataset, model, method, metric, state, attacker)
 
 
+def _keys_of_study(table, subject, metric, names):
+    """The same of a study: what was measured of its defences on the training set, before any retraining."""
+    kind, dataset = subject["kind"], names.title("datasets", subject["dataset"])
+    if dataset != names.training or kind not in ("outputs", "detection", "images"):
+        return
+    if subject.get("state", "original") != "original":
+        return
+    if kind == "images":
+        # Between x and x', not between edits: these have another direction.
+        who, metric = _IMAGES, f"{metric}[protected]"
+    else:
+        group, part = ("deepfakes", "model") if kind == "outputs" else ("detectors", "detector")
+        who = names.title(group, subject[part])
+    yield table, (dataset, who, names.title("defences", subject["defence"]), metric, NOTHING, NOTHING)
+
+
 def _model_state(state, method, names):
     """The paper calls a model poisoned that was retrained on protected faces; clean ones poison nothing."""
     if state == "healthy":
@@ -471,6 +542,11 @@ def _planned(name, layout, names, attacker):
     defences = names.titles("defences")
     protecting = [title for title in defences if title != names.control]
     models = names.titles("deepfakes")
+    if layout is STUDY:
+        whole = [(model, metric) for model in models for metric in _OUTPUTS]
+        whole += [(d, metric) for d in names.titles("detectors") for metric in _DETECTION]
+        whole += [(_IMAGES, f"{metric}[protected]") for metric in _LIKENESS]
+        return {(names.training, s, m, metric, NOTHING, NOTHING) for s, metric in whole for m in defences}
     if name == "table_II":
         combinations = [
             (d, s, m, NOTHING, NOTHING) for d in datasets for s in names.titles("detectors") for m in defences
@@ -608,7 +684,8 @@ def _reason(name, row, cell, names):
     if isinstance(cell, dict) and cell:
         reasons = dict.fromkeys(r["why"] for _, r in sorted(cell.items()))
         return "record says: " + "; ".join(reasons)
-    subject_group = "detectors" if name == "table_II" else "deepfakes"
+    of_detector = name == "table_II" or (name not in TABLES and row["metric"] in _DETECTION)
+    subject_group = "detectors" if of_detector else "deepfakes"
     checks = [("datasets", row["dataset"])]
     if row["subject"] not in (AVERAGE, PAIR, _IMAGES):
         checks.append((subject_group, row["subject"]))
@@ -618,9 +695,11 @@ def _reason(name, row, cell, names):
         reason = names.absent(group, title)
         if reason:
             return reason
-    if TABLES[name]["states"] and row["dataset"] != names.training:
+    if layout_named(name) is STUDY and row["dataset"] != names.training:
+        return f"studies are measured on {names.training} in this run"
+    if layout_named(name)["states"] and row["dataset"] != names.training:
         return f"the models are trained and retrained on {names.training} in this run"
-    if row["method"] == names.control and TABLES[name]["kind"] in ("outputs", "images"):
+    if row["method"] == names.control and layout_named(name)["kind"] in ("outputs", "images"):
         return _UNPROTECTED
     if row["subject"] in (AVERAGE, PAIR):
         return "none of its models has this value"
@@ -644,6 +723,8 @@ def _ranking(layout, told, names):
     for part, group in groups.items():
         position = _KEY.index(part)
         titles = [NOTHING, *(key[position] for key in told), *names.titles(group)]
+        if part == "subject" and layout is STUDY:
+            titles += names.titles("detectors")
         orders[part] = {title: i for i, title in reversed(list(enumerate(titles)))}
     orders["subject"][AVERAGE] = math.inf  # below all models, new ones too
     metric_rank = _metric_rank(layout)

@@ -2,6 +2,7 @@
 
 import time
 
+from holdfast.config import defence_of
 from holdfast.data.pixels import stored
 from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
@@ -12,6 +13,9 @@ from holdfast.stages.common import Work, labels_of, open_faces, own_settings, st
 
 def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=None):
     """What the defence `name` may look at: frozen models and detectors, and the perturbation's faces.
+
+    A variant (holdfast.studies) draws the random numbers of the defence that it varies: the same start and
+    the same order of faces, so that only its settings make the difference.
 
     Args:
         work: the job's :class:`Work`.
@@ -30,7 +34,8 @@ def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=N
             repair=f"set datasets.{config['training_set']} so that its split val has images",
         )
     opened = {key: work.deepfake(key, path) for key, path in models.items()}
-    settings = own_settings(config["defences"][name])
+    method, entry = defence_of(config, name)
+    settings = own_settings(entry)
     identity = (name, settings, config["epsilon"], seed, config["seed"], config["image_size"])
     weights = [work.sha256(path) for path in [*models.values(), *detectors.values(), index_csv]]
     return Surroundings(
@@ -42,7 +47,7 @@ def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=N
             for key, model in opened.items()
         },
         epsilon=config["epsilon"],
-        seed_names=("defence", name, config["seed"], seed),
+        seed_names=("defence", method, config["seed"], seed),
         device=work.device,
         state_path=state_file(config, f"perturb_{name}", *identity, weights),
     )
@@ -56,7 +61,8 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
     """
     work = Work(config, [index_csv, *models.values(), *detectors.values()])
     surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
-    defence = DEFENCES[name](own_settings(config["defences"][name]), surroundings).fit()
+    method, entry = defence_of(config, name)
+    defence = DEFENCES[method](own_settings(entry), surroundings).fit()
     learnt_in = time.monotonic() - work.started
     defence.save(perturbation)
     record = {
@@ -65,7 +71,7 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
         "universal": defence.universal,
         "epsilon": config["epsilon"],
         "seed": seed,
-        "settings": own_settings(config["defences"][name]),
+        "settings": own_settings(entry),
         "images": len(surroundings.images),
         "seconds": round(learnt_in, 3),
         "provenance": work.provenance(perturbation_seed=seed),
@@ -83,4 +89,5 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
 def opened_defence(work, name, seed, perturbation, index_csv, models, detectors):
     """A fitted defence, as :func:`perturb` left it."""
     surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
-    return DEFENCES[name](own_settings(work.config["defences"][name]), surroundings).load(perturbation)
+    method, entry = defence_of(work.config, name)
+    return DEFENCES[method](own_settings(entry), surroundings).load(perturbation)

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from holdfast.config import SECTIONS, hash_of
+from holdfast import studies
+from holdfast.config import SECTIONS, hash_of, studied, table_of
 from holdfast.data.pixels import to_bytes
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.defences import DEFENCES
@@ -15,7 +16,7 @@ from holdfast.metrics import METRICS
 from holdfast.papers.figures import figure_5, figure_6, figure_7
 from holdfast.papers.report import write_report
 from holdfast.papers.reported import load_reported
-from holdfast.papers.tables import build_tables, read_tables, write_tables
+from holdfast.papers.tables import TABLES, build_tables, read_tables, titles_of_tables, write_tables
 from holdfast.records import read_records
 from holdfast.stages.common import Work, detections_of, labels_of, open_faces
 from holdfast.stages.protect import ProtectedSet
@@ -40,12 +41,26 @@ def plan_of(config):
             }
             for name, entry in config[section].items()
         }
+    plan["studies"] = {}
+    for name, entry in config["studies"].items():
+        table = table_of(config, name)
+        kind = f"Table {table}" if "table" in entry else "Study"
+        titles = studied(config, name) or {
+            title: title for title in (studies.title_of(entry, values) for values in studies.values_of(entry))
+        }
+        plan["studies"][f"table_{table}"] = {
+            "title": f"{kind}: {entry.get('title', name)}",
+            "skip": entry["skip"],
+            "defences": {
+                defence: {"title": title, "skip": entry["skip"]} for defence, title in titles.items()
+            },
+        }
     return plan
 
 
-def tables(config, records, reported, folder):
-    """All tables as CSV files."""
-    write_tables(build_tables(read_records(records), plan_of(config), load_reported(reported)), folder)
+def tables(config, records, reported, folder, only=tuple(TABLES)):
+    """Tables as CSV files: I to VI, or those named by `only`, such as that of a study."""
+    write_tables(build_tables(read_records(records), plan_of(config), load_reported(reported), only), folder)
 
 
 @torch.no_grad()
@@ -165,7 +180,8 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
             "FID is measured on the features of the trained attribute classifier, fid[attributes]: it cannot "
             "be compared in size with the papers' FID, only in order."
         )
-    write_report(page, plan, read_tables(table_folder), pictures, health_rows(read, plan), notes, read)
+    shown_tables = read_tables(table_folder, titles_of_tables(plan))
+    write_report(page, plan, shown_tables, pictures, health_rows(read, plan), notes, read)
     text = yaml.safe_dump(without_paths(config), sort_keys=False, allow_unicode=True)
     write_text(
         merged,
