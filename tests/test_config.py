@@ -37,8 +37,6 @@ SIZES = re.compile(
 SMOKE_TOO = re.compile(r"deepfakes\.\w+\.health\.\w+|attacker\.(threshold|no_detection)")
 # In the demo's minutes HiSD learns one of its tags, and only with more weight on reconstruction.
 DEMO_TOO = re.compile(r"deepfakes\.hisd\.(attributes|tags|lambda_rec)")
-# Without an S3FD, its term in TSDF (released) has to be left out in so many words.
-LAB_TOO = re.compile(r"defences\.tsdf_released\.flood_weight")
 
 
 def small(**changes):
@@ -446,7 +444,7 @@ def test_every_key_of_the_shipped_files_is_in_the_schema_or_in_its_modules_setti
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_change_sizes_only(preset):
     written = [key for key, _ in leaves(yaml.safe_load(preset.read_text(encoding="utf-8")))]
-    allowed = [SIZES, *{"smoke": [SMOKE_TOO], "demo": [DEMO_TOO], "lab": [LAB_TOO]}.get(preset.stem, [])]
+    allowed = [SIZES, *{"smoke": [SMOKE_TOO], "demo": [DEMO_TOO]}.get(preset.stem, [])]
     assert written
     assert not [key for key in written if not any(rule.fullmatch(key) for rule in allowed)]
     assert all(shipped(preset)[key] == shipped()[key] for key in ("seed", "epsilon", "metrics"))
