@@ -55,7 +55,7 @@ class Metric:
         name: the name in records and tables, unique.
         definition: one sentence that another implementer could work from.
         unit: "dB", "fraction", "squared [-1,1] units", "" for a pure number.
-        better_defence: "up", "down", or None where it depends on what is compared.
+        better_defence: "up", "down", or None where it depends on what is compared, or neither is better.
         compute: whole set -> result.
         inputs: one of :data:`INPUTS`.
         per_image: a batch -> float64 array (N,), or None.
