@@ -219,6 +219,11 @@ def test_a_reference_to_nothing_that_is_run(changes, key, repair):
     assert f"config key {key} refers to nothing that is run" in str(error) and repair in error.repair
 
 
+def test_health_asks_for_no_more_attributes_than_it_names():
+    error = refusal({"deepfakes": {"stargan": {"health": {"attributes": ["Male"], "least": 2}}}})
+    assert "deepfakes.stargan.health.least" in str(error) and "least: 1" in error.repair
+
+
 def test_the_attacker_may_harvest_with_all_detectors():
     two = {"retinaface": {}, "s3fd": {}, "dsfd": {"skip": "not here"}}
     found = config.complete(small(detectors=two, attacker={"detector": "union"}))
@@ -273,7 +278,7 @@ def test_defaults_are_filled_in_at_all_depths_and_the_given_stays():
     assert found["attacker"]["margin"] == 0.5 and found["attacker"]["threshold"] == 0.5
     stargan = found["deepfakes"]["stargan"]
     assert (stargan["batch"], stargan["lambda_rec"], stargan["critic_steps"]) == (4, 10, 5)
-    assert stargan["health"] == {"ssim": 0.1, "edit_accuracy": 0.7, "attributes": []}
+    assert stargan["health"] == {"ssim": 0.1, "edit_accuracy": 0.7, "attributes": [], "least": None}
     assert found["detectors"]["retinaface"]["training"]["steps"] == 20000
     assert found["datasets"]["synthetic"]["kind"] == "synthetic"
     photos = found["datasets"]["photos"]

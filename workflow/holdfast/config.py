@@ -206,7 +206,15 @@ def _check_references(config):
         # A model with tags knows attributes that it does not edit.
         tags = entry.get("tags")
         edited = [known for tag in tags for known in tag["attributes"]] if tags else entry["attributes"]
-        unknown = set(entry["health"]["attributes"]) - set(edited)
+        asked, least = entry["health"]["attributes"], entry["health"]["least"]
+        if least is not None and least > len(asked):
+            raise HoldfastError(
+                f"config key deepfakes.{name}.health.least asks for more attributes than it names",
+                found=f"{least} of {len(asked)}",
+                expected=f"at most {len(asked)}",
+                repair=f"name more in deepfakes.{name}.health.attributes, or write `least: {len(asked)}`",
+            )
+        unknown = set(asked) - set(edited)
         if unknown:
             refuse(
                 f"deepfakes.{name}.health.attributes",

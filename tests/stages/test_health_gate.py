@@ -1,0 +1,72 @@
+"""The gate before a deepfake model is attacked: stages/pretrain.py's check_health."""
+
+import time
+
+import pytest
+
+from holdfast.errors import HoldfastError
+from holdfast.metrics import METRICS
+from holdfast.metrics.metric import result
+from holdfast.records import provenance, record_of, write_records
+from holdfast.stages.health import EDIT_ACCURACY
+from holdfast.stages.pretrain import check_health
+
+ACCURACIES = {"Bangs": 0.75, "Male": 0.7, "Young": 0.2, "Bald": None}
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Function (ssim, health's settings) that asks at the gate and returns the flag's path."""
+
+    def ask(ssim=0.65, **health):
+        rows = [
+            (METRICS["ssim"], {}, ssim),
+            *((EDIT_ACCURACY, {"attribute": name}, value) for name, value in ACCURACIES.items()),
+        ]
+        records = tmp_path / "records.jsonl"
+        write_records(records, [_record(*row) for row in rows])
+        health = {"edit_accuracy": 0.7, "attributes": [], "least": None, "ssim": 0.6} | health
+        flag = tmp_path / "healthy.txt"
+        check_health({"deepfakes": {"m": {"health": health}}}, "m", records, flag)
+        return flag
+
+    ask.flag = tmp_path / "healthy.txt"
+    return ask
+
+
+def _record(metric, subject, value):
+    return record_of(
+        metric,
+        result(value, 0 if value is None else 8, why="no image's label is changed"),
+        subject={"kind": "model", "dataset": "d", "model": "m", "state": "healthy", **subject},
+        provenance=provenance(config_sha256="0" * 64, seeds={}, inputs={}, started=time.monotonic()),
+    )
+
+
+@pytest.mark.parametrize(
+    "health",
+    [
+        {"attributes": ["Bangs", "Male"]},
+        {"attributes": ["Bangs", "Male", "Young", "Bald"], "least": 2},
+        {"attributes": ["Young"], "least": 0},
+        {"edit_accuracy": 0.2, "attributes": ["Bangs", "Male", "Young"]},
+    ],
+)
+def test_a_healthy_model_passes_and_its_figures_are_written(gate, health):
+    assert "Bangs 0.750" in gate(**health).read_text()
+
+
+@pytest.mark.parametrize(
+    ("health", "words"),
+    [
+        ({"attributes": ["Bangs", "Young"]}, "0.7 of all of Bangs, Young"),
+        ({"attributes": ["Bangs", "Bald"]}, "of all of Bangs, Bald"),
+        ({"attributes": ["Bangs", "Male", "Young", "Bald"], "least": 3}, "0.7 of 3 of Bangs, Male"),
+        ({"ssim": 0.5}, "ssim >= 0.6"),
+    ],
+)
+def test_an_unhealthy_model_stops_the_run_with_all_figures(gate, health, words):
+    with pytest.raises(HoldfastError, match="m is not healthy") as caught:
+        gate(**health)
+    assert words in str(caught.value) and "Bald none" in str(caught.value)
+    assert not gate.flag.exists()
