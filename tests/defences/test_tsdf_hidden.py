@@ -9,7 +9,13 @@ import torch
 from holdfast.data.pixels import stored
 from holdfast.defences import hiding, stages
 from holdfast.defences.base import Surroundings
-from holdfast.defences.tsdf_hidden import Poisoning, TSDFHidden, UniversalTSDFHidden, poison_step, restored
+from holdfast.defences.tsdf_hidden import (
+    HidingPoisoning,
+    TSDFHidden,
+    UniversalTSDFHidden,
+    poison_step,
+    restored,
+)
 from holdfast.detectors.retinaface import RetinaFace
 from holdfast.errors import HoldfastError
 from holdfast.metrics import image as image_metrics
@@ -136,14 +142,14 @@ def test_a_split_leaves_the_other_entries_to_the_interruption(powers, kind, spli
 
 
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("floor", [33.0, 36.0])
+@pytest.mark.parametrize("floor", [36.0, 39.0])
 def test_the_budget_and_the_floor_hold_for_what_is_stored(powers, kind, floor):
     s = on_grid(powers)
     settings = STRONGEST | {"poison_iterations": 5, "kappa": 50.0, "psnr_floor": floor, "step_size": 0.05}
     protected = kind(settings, s).fit().protect(s.images)
     assert (protected - s.images).abs().max() <= EPSILON + 1 / 255 + 1e-6
     psnr = image_metrics.psnr(s.images, protected)
-    assert psnr.min() >= floor and psnr.min() < floor + 2  # and the floor is what holds it back
+    assert psnr.min() >= floor and psnr.min() < floor + 3  # and the floor is what holds it back
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -176,7 +182,7 @@ def test_views_are_drawn_by_step_and_number(powers):
 
 def test_the_interruptions_gradient_is_that_of_its_mean_square(powers):
     settings = {**TSDFHidden(STRONGEST, powers).settings}
-    poisoning = Poisoning(powers, settings)
+    poisoning = HidingPoisoning(powers, settings)
     point = w0(powers).requires_grad_(True)
     model, labels = powers.models["square"], powers.labels["square"]
     loss = poisoning._form(model.features(powers.images + point, labels)) - poisoning._form(

@@ -216,7 +216,7 @@ def restored(perturbation, interruption, step_size):
     return perturbation + (interruption - perturbation).clamp(-step_size, step_size)
 
 
-class Poisoning:
+class HidingPoisoning:
     """What both defences do in a step: gradients on all views, the split, the bounds.
 
     Args:
@@ -324,7 +324,7 @@ class TSDFHidden(Defence):
         super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
         required(surroundings.models, "deepfake model", "deepfakes")
         required(surroundings.detectors, "face detector", "detectors")
-        self._poisoning = Poisoning(self.surroundings, self.settings)
+        self._poisoning = HidingPoisoning(self.surroundings, self.settings)
         self._cost = None
 
     def learn(self):
@@ -376,7 +376,7 @@ class TSDFHidden(Defence):
         return (images + kept).clamp(-1, 1) - images
 
 
-class UniversalPoisoning(Stage):
+class UniversalHiding(Stage):
     """Stage 2 of the universal form (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
 
     Args:
@@ -389,7 +389,7 @@ class UniversalPoisoning(Stage):
 
     def __init__(self, surroundings, settings, interruption):
         self.surroundings, self.settings, self.interruption = surroundings, settings, interruption
-        self.poisoning = Poisoning(surroundings, settings)
+        self.poisoning = HidingPoisoning(surroundings, settings)
         self.batch, updates = passes(len(surroundings.images), settings["batch"])
         self.steps = settings["poison_iterations"] * updates
         self.perturbation = torch.zeros(surroundings.shape, device=surroundings.device)
@@ -462,7 +462,7 @@ class UniversalTSDFHidden(Defence):
         interruption = interruption_stage(self.surroundings, self.settings)
         stages = {
             "interruption": interruption,
-            "hiding": UniversalPoisoning(self.surroundings, self.settings, interruption),
+            "hiding": UniversalHiding(self.surroundings, self.settings, interruption),
         }
         run_stages(stages, self.surroundings.state_path, self.title)
         return stages["hiding"].perturbation
