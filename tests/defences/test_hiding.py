@@ -76,19 +76,33 @@ def test_psnr_of_what_is_stored(levels):
     assert hiding.stored_psnr(perturbation).item() == pytest.approx(measured[0], abs=1e-4)
 
 
-def test_the_floor_scales_no_more_than_it_has_to():
+def test_the_floor_takes_no_more_levels_than_it_has_to():
     random = torch.Generator().manual_seed(0)
     strong = (torch.rand(2, 3, 16, 16, generator=random) * 0.2 - 0.1).clamp(-0.05, 0.05)
     weak = strong * 0.2
-    found = hiding.keeping_psnr(torch.cat([strong, weak]), 33.0)
+    order = torch.randperm(768, generator=random)
+    found = hiding.keeping_psnr(torch.cat([strong, weak]), 33.0, order)
     assert torch.equal(found[2:], weak)
     psnr = hiding.stored_psnr(found)
-    assert (psnr >= 33).all() and (psnr[:2] < 33.3).all()
-    scale = found[:2] / strong
-    assert (scale.amax(dim=(1, 2, 3)) - scale.amin(dim=(1, 2, 3)) < 1e-5).all() and scale.max() < 1
-    assert torch.equal(hiding.keeping_psnr(strong, None), strong)
+    assert (psnr >= 33).all() and (psnr[:2] < 33.01).all()
+    levels, before = (found[:2] * 127.5).round().flatten(1), (strong * 127.5).round().flatten(1)
+    down = before.abs() - levels.abs()
+    assert set(down.unique().tolist()) == {0.0, 1.0} and (levels * before >= 0).all()
+    assert torch.equal(found[:2].flatten(1)[down == 0], strong.flatten(1)[down == 0])
+    # In the order given: nothing changes behind the last entry that gives way.
+    for row, level in zip(down[:, order] > 0, before[:, order], strict=True):
+        assert row.equal((torch.arange(768) <= row.nonzero().max()) & (level != 0))
+    assert hiding.keeping_psnr(strong, None, order) is strong
     nothing = torch.zeros(1, 3, 4, 4)
-    assert torch.equal(hiding.keeping_psnr(nothing, 33.0), nothing)
+    assert torch.equal(hiding.keeping_psnr(nothing, 33.0, order[order < 48]), nothing)
+
+
+def test_a_floor_far_above_takes_several_levels():
+    strong = torch.full((1, 3, 4, 4), 0.05)
+    for floor in (36.0, 40.0, 60.0):
+        found = hiding.keeping_psnr(strong, floor, torch.arange(48))
+        levels = (found * 127.5).round()
+        assert hiding.stored_psnr(found) >= floor and levels.max() - levels.min() <= 1
 
 
 def test_as_stored_is_the_file():

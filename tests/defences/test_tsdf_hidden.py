@@ -22,7 +22,8 @@ from holdfast.metrics import image as image_metrics
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 EPSILON = 0.05
-STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0}
+STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0, "interruption_weight": 0}
+STRONGEST |= {"when_hidden": "stay"}
 BOTH = [TSDFHidden, UniversalTSDFHidden]
 
 
@@ -100,13 +101,13 @@ def test_an_image_that_is_hidden_from_the_start_stays_at_the_interruption(powers
     np.testing.assert_allclose(found, (s.images + interruption).clamp(-1, 1) - s.images, **CLOSE)
 
 
-def test_no_anchor_is_left_and_restoring_keeps_closer_to_the_interruption(powers):
+def test_no_anchor_is_left_and_what_hidden_images_do_with_their_steps(powers):
     s = dataclasses.replace(on_grid(powers), epsilon=0.5)
     settings = STRONGEST | {"poison_iterations": 60, "kappa": 0.2, "psnr_floor": None}
     interruption = w0(s)
-    far = {}
-    for restore in (True, False):
-        defence = interrupted(settings | {"restore": restore}, s, interruption)
+    far, gained = {}, {}
+    for then in ("stay", "restore", "ascend"):
+        defence = interrupted(settings | {"when_hidden": then}, s, interruption)
         found = defence.perturb(s.images)
         # What is kept was looked at as a reader of the file sees it.
         seen = defence.protect(s.images)
@@ -114,8 +115,11 @@ def test_no_anchor_is_left_and_restoring_keeps_closer_to_the_interruption(powers
             before = hiding.margin(detector.raw(stored(s.images + interruption))[0]).amax(dim=1)
             after = hiding.margin(detector.raw(seen)[0]).amax(dim=1)
             assert (before > -0.2).any() and (after <= -0.2 + 1e-4).all()
-        far[restore] = (found - interruption).square().sum()
-    assert far[True] < far[False]
+        far[then] = (found - interruption).square().sum()
+        clean = defence._poisoning.features(s.images)["square"]
+        gained[then] = (defence._poisoning.features(seen)["square"] - clean).square().mean()
+    assert far["restore"] < far["stay"]
+    assert gained["ascend"] > gained["stay"]
 
 
 @pytest.mark.parametrize("split", ["intensity", "sensitivity"])
@@ -193,19 +197,38 @@ def test_the_interruptions_gradient_is_that_of_its_mean_square(powers):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_the_interruptions_weight_pulls_towards_its_gradient(powers):
-    settings = STRONGEST | {"poison_iterations": 4, "kappa": 50.0, "psnr_floor": None, "poison_momentum": 0.0}
-    slope = TSDFHidden(settings, powers)._poisoning.interruption_slope(
-        w0(powers), torch.arange(len(powers.images))
-    )
-    gained = [
-        (
-            interrupted(settings | {"interruption_weight": weight}, powers, w0(powers)).perturb(powers.images)
-            * slope
-        ).sum()
-        for weight in (0.0, 5.0)
-    ]
-    assert gained[1] > gained[0]
+def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers):
+    poisoning = TSDFHidden(STRONGEST, powers)._poisoning
+    model, labels = powers.models["square"], powers.labels["square"].mean(dim=0, keepdim=True)
+    seen = powers.images + w0(powers)
+    found = poisoning.ascent(seen, poisoning.features(powers.images))
+    for x, moved, slope in zip(powers.images, seen, found, strict=True):
+        point = moved[None].clone().requires_grad_(True)
+        difference = poisoning._form(model.features(point, labels)) - poisoning._form(
+            model.features(x[None], labels)
+        )
+        (expected,) = torch.autograd.grad(difference.square().mean(), point)
+        torch.testing.assert_close(slope[None], expected / expected.abs().mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_one_step_towards_both_goals_in_closed_form(powers, weight):
+    s, interruption = on_grid(powers), w0(powers)
+    settings = STRONGEST | {"poison_iterations": 1, "kappa": 50.0, "psnr_floor": None}
+    settings |= {"interruption_weight": weight, "poison_step_size": 0.01}
+    defence = interrupted(settings, s, interruption)
+    found = defence.perturb(s.images)
+    seen = hiding.as_stored(s.images + interruption)
+    ascent = defence._poisoning.ascent(seen, defence._poisoning.features(s.images)).numpy()
+    for n, x in enumerate(seen.numpy().astype(np.float64)):
+        total = sum(
+            slope / np.abs(slope).mean()
+            for slope in (gradients(x, d, 3, 50.0)[0] for d in s.detectors.values())
+        )
+        both = total / np.abs(total).mean() - weight * ascent[n] / np.abs(ascent[n]).mean()
+        moved = np.clip(interruption[0].numpy() - 0.01 * np.sign(both), -EPSILON, EPSILON)
+        clean = s.images[n].numpy()
+        np.testing.assert_allclose(found[n], np.clip(clean + moved, -1, 1) - clean, **CLOSE)
 
 
 # ---- a real architecture -----------------------------------------------------------------------------
@@ -333,7 +356,7 @@ def test_without_a_network_the_error_says_what_to_do(powers, kind, missing, told
     assert "config" in caught.value.repair
 
 
-@pytest.mark.parametrize("key", ["anchors", "balance", "split"])
+@pytest.mark.parametrize("key", ["anchors", "balance", "split", "when_hidden"])
 def test_a_choice_that_nobody_knows_is_refused(powers, key):
     with pytest.raises(HoldfastError, match=f"cannot take this `{key}`"):
         TSDFHidden({key: "best"}, powers)

@@ -25,7 +25,6 @@ from holdfast.detectors import boxes as box_math
 
 LEVELS = 127.5  # 8-bit levels per unit of [-1, 1]
 FACE_NMS = 0.4  # IoU above which two anchors' boxes are of one face
-HALVINGS = 12  # of the interval in which a scale is sought
 
 
 def margin(logits):
@@ -93,7 +92,7 @@ def least_costly(gain, cost, share):
 
     Args:
         gain: |gradient of the hiding objective|, (N, 3, S, S).
-        cost: |gradient of the interruption objective|, (1, 3, S, S).
+        cost: |gradient of the interruption objective|, of the same shape, or (1, 3, S, S).
         share: the fraction of each image's entries that are taken.
     """
     count = max(1, round(share * gain[0].numel()))
@@ -127,24 +126,35 @@ def stored_psnr(perturbation):
     return -10 * (levels / (2 * LEVELS)).square().mean(dim=(1, 2, 3)).log10()
 
 
-def keeping_psnr(perturbation, floor):
-    """Each perturbation times the largest scale (by bisection, <= 1) at which its stored PSNR is not below
-    `floor`, in dB; None: as it is. Where 1 will do, nothing changes.
+def keeping_psnr(perturbation, floor, order):
+    """Each perturbation with so many entries an 8-bit level nearer to 0 that its stored PSNR is not below
+    `floor`, in dB; None, or one that is not below it already: as it is.
+
+    A common scale would do nothing until all the entries at +-epsilon fall by a level at once: from 32.6 to
+    34.2 dB.
+
+    Args:
+        perturbation: (N, 3, S, S).
+        order: int64 (3 S S,), in which order entries give way, the same in every call; all by one level
+            before any by two.
     """
     if floor is None:
         return perturbation
-    low = torch.zeros(len(perturbation), 1, 1, 1, device=perturbation.device)
-    high = torch.ones_like(low)
-
-    def fits(scale):
-        return (stored_psnr(perturbation * scale) >= floor).view_as(scale)
-
-    low = torch.where(fits(high), high, low)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        good = fits(middle)
-        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return perturbation * low
+    rows = perturbation.flatten(1)
+    levels = (rows * LEVELS).round()
+    allowed = 4 * LEVELS**2 * 10 ** (-floor / 10) * rows.shape[1]
+    lowered = levels.abs()
+    excess = lowered.square().sum(dim=1, keepdim=True) - allowed
+    while (excess > 0).any():
+        # What the entries before it, in their order, give: 2 l - 1 for a level l.
+        gives = (2 * lowered[:, order] - 1).clamp(min=0)
+        before = gives.cumsum(dim=1) - gives
+        down = torch.zeros_like(lowered)
+        down[:, order] = ((before < excess) & (gives > 0)).to(lowered.dtype)
+        lowered = lowered - down
+        excess = lowered.square().sum(dim=1, keepdim=True) - allowed
+    changed = lowered < levels.abs()
+    return torch.where(changed, levels.sign() * lowered / LEVELS, rows).view_as(perturbation)
 
 
 class Hiding:

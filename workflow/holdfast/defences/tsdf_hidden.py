@@ -9,15 +9,14 @@ detectors, with gradients through each. Norm: L-infinity, epsilon = 0.05 in [-1,
 the PSNR of the stored image is kept at `psnr_floor` or above, for epsilon alone lets it fall to 32.04 dB. One
 step of stage 2, where x' is the image as its 8-bit file would have it, L of hiding.py and F stage 1's L_MSE:
 
-    g  <- balanced grad L(x') - lambda grad F / mean|grad F|
+    g  <- grad L(x') - lambda grad F(x'),         where a detector still sees the face (each of the two by its
+    g  <- -grad F(x'),                            where none does                         mean magnitude)
     v  <- mu v + g / mean|g|
-    W  <- W - eta v_sign M,                       where a detector still sees the face
-    W  <- W + clip(W0 - W, +-eta),                where none does (`restore`, per image only)
-    W  <- scale(clip(W, +-epsilon)) to the PSNR floor
+    W  <- clip(W - eta sign(v) M, +-epsilon), and then as many entries by a level down as the floor asks for
 
-So an image is moved no further from the interruption than hiding it takes, and what hiding does not need goes
-back to it: the budget is split in time, image by image, not by a fixed mask. Kept is the last iterate that no
-detector saw a face in; the last one of all where there is none. M, the split of the budget:
+So each entry serves the goal that gains more there, image by image, and what hiding does not need goes back
+to interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is the
+last iterate that no detector saw a face in; the last one of all where there is none. M, the split:
 
 - "whole": 1;
 - "intensity": TSDF's M_d (separation.py), where |W0| < tau;
@@ -28,18 +27,19 @@ detector saw a face in; the last one of all where there is none. M, the split of
 | iterations, batch, step_size, momentum, lambda_enh | 50, 8, 0.001, 0.8, 0.001 | stage 1: as TSDF's |
 | poison_iterations | 30 | TSDF; steps per image, or passes over the images |
 | poison_step_size (eta) | 0.01 | a tenth of the range; universal: a tenth of that suits |
-| poison_momentum (mu) | 0.5 | measured |
+| poison_momentum (mu) | 0.5 | ours |
 | anchors, count, overlap | matching, 100, 0.35 | hiding.py; the detectors' own matching threshold |
 | detected_above, kappa | 0.5, 2 | a margin of -2 is a score of 0.12 |
 | balance | normalised | no detector decides alone |
 | split, tau, beta, share | whole, 0.04, 0.4, 0.25 | whole: measured best |
-| restore | true | measured |
-| interruption_weight (lambda) | 0 | per image, `restore` does it better; universal: see below |
+| when_hidden | ascend | per image; or "restore": a step back to W0; "stay" |
+| interruption_weight (lambda) | 1 | measured |
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
-What grad F is: per image, that at W0, averaged over the 128 images (the attributes of a photograph to
-protect are not known); universal, that of the minibatch at W. Stage 1's other settings are TSDF's defaults.
+What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
+protect are not known), each model's by its mean magnitude; universal, that of the minibatch, as in stage 1.
+Stage 1's other settings are TSDF's defaults.
 Several faces in a photograph are all hidden. An image does not depend on those protected beside it.
 """
 
@@ -157,15 +157,15 @@ SETTINGS = {
         "default": 0.25,
         "description": "Fraction of the entries of split: sensitivity.",
     },
-    "restore": {
-        "type": "boolean",
-        "default": True,
-        "description": "Whether a hidden image steps back towards the interruption (per image).",
+    "when_hidden": {
+        "enum": ["ascend", "restore", "stay"],
+        "default": "ascend",
+        "description": "What a hidden image's step does: ascend F, go back to W0, or nothing (per image).",
     },
     "interruption_weight": {
         "type": "number",
         "minimum": 0,
-        "default": 0.0,
+        "default": 1.0,
         "description": "lambda: weight of the interruption's gradient in a step of stage 2.",
     },
     "views": {
@@ -200,6 +200,7 @@ CHOICES = {
     "anchors": ("matching", "strongest"),
     "balance": ("normalised", "sum"),
     "split": ("whole", "intensity", "sensitivity"),
+    "when_hidden": ("ascend", "restore", "stay"),
 }
 STAGE_1 = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
 FRAME = 1.13  # side of the frame of `diversity`: TSDF's released code has 290 of 256 pixels
@@ -228,6 +229,15 @@ class HidingPoisoning:
         self.surroundings, self.settings = surroundings, settings
         keys = ("anchors", "count", "overlap", "detected_above", "kappa")
         self.hiding = hiding.Hiding(surroundings.detectors, **{key: settings[key] for key in keys})
+        # Drawn by seed: entries that give way to the floor lie scattered, not in one part of the image.
+        count = surroundings.images[0].numel()
+        self.order = torch.randperm(count, generator=generator(*surroundings.seed_names, "floor"))
+        self.order = self.order.to(surroundings.device)
+        #: {model: (1, A)}, for images whose attributes are not known.
+        self.labels = {
+            name: labels.to(surroundings.device).float().mean(dim=0, keepdim=True)
+            for name, labels in surroundings.labels.items()
+        }
 
     def targets(self, images):
         """What :meth:`slope` has to know of clean images: their faces, and the anchors on these."""
@@ -258,7 +268,7 @@ class HidingPoisoning:
         Args:
             interruption: W0, (1, 3, S, S).
             gain: gradient of L at W0, (N, 3, S, S), and
-            cost: gradient of F there, (1, 3, S, S): functions, asked only where they are needed.
+            cost: gradient of F there, the same or (1, 3, S, S): functions, asked only where they are needed.
         """
         settings = self.settings
         if settings["split"] == "intensity":
@@ -270,7 +280,26 @@ class HidingPoisoning:
     def bounded(self, perturbation):
         """Within epsilon, and at the PSNR floor or above."""
         epsilon = self.surroundings.epsilon
-        return hiding.keeping_psnr(perturbation.clamp(-epsilon, epsilon), self.settings["psnr_floor"])
+        inside = perturbation.clamp(-epsilon, epsilon)
+        return hiding.keeping_psnr(inside, self.settings["psnr_floor"], self.order)
+
+    @torch.no_grad()
+    def features(self, images):
+        """{model: features of clean images}, with the mean labels: what :meth:`ascent` compares with."""
+        return {name: self._features(name, images) for name in self.surroundings.models}
+
+    def ascent(self, seen, clean):
+        """Gradient of F of each image at `seen`, (N, 3, S, S), over all models.
+
+        Args:
+            clean: of :meth:`features`.
+        """
+        slopes = []
+        for name in self.surroundings.models:
+            point = seen.detach().requires_grad_(True)
+            moved = (self._features(name, point) - clean[name]).square().flatten(1).mean(dim=1)
+            slopes.append(torch.autograd.grad(moved.sum(), point)[0])
+        return hiding.balanced(slopes, "normalised")
 
     def interruption_slope(self, perturbation, positions):
         """Gradient of F = mean over the models of MSE(E_i(x + W), E_i(x)), which stage 1 ascends.
@@ -288,6 +317,10 @@ class HidingPoisoning:
                 yield (moved - clean[name]).square().mean() / len(s.models), {}
 
         return gradient(perturbation, positions, s.batch, losses)[0]
+
+    def _features(self, name, images):
+        labels = self.labels[name].expand(len(images), -1)
+        return self._form(self.surroundings.models[name].features(images, labels))
 
     def _form(self, features):
         return compact(features, TSDF_DEFAULTS["feature_size"], TSDF_DEFAULTS["feature_reduction"])
@@ -325,7 +358,6 @@ class TSDFHidden(Defence):
         required(surroundings.models, "deepfake model", "deepfakes")
         required(surroundings.detectors, "face detector", "detectors")
         self._poisoning = HidingPoisoning(self.surroundings, self.settings)
-        self._cost = None
 
     def learn(self):
         """W0, (1, 3, S, S)."""
@@ -337,43 +369,44 @@ class TSDFHidden(Defence):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
         return torch.cat([self._generated(part) for part in images.split(self.surroundings.batch)])
 
-    def _interruption_slope(self):
-        if self._cost is None:
-            s = self.surroundings
-            every = torch.arange(len(s.images))
-            self._cost = self._poisoning.interruption_slope(self.perturbation.to(s.device), every)
-        return self._cost
-
     def _generated(self, images):
         settings, poisoning = self.settings, self._poisoning
+        eta, weight, then = (
+            settings[key] for key in ("poison_step_size", "interruption_weight", "when_hidden")
+        )
         interruption = self.perturbation.to(images.device)
-        targets = poisoning.targets(images)
-        found = poisoning.bounded(interruption).expand_as(images).contiguous()
-        start = found
-        velocity, kept = torch.zeros_like(images), found
-        ever = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        targets, clean = poisoning.targets(images), poisoning.features(images)
+        start = poisoning.bounded(interruption).expand_as(images).contiguous()
         mask = poisoning.mask(
             interruption,
             lambda: poisoning.slope(hiding.as_stored(images + start), targets, 0)[0],
-            self._interruption_slope,
+            lambda: poisoning.ascent(hiding.as_stored(images + start), clean),
         )
+        found, velocity, kept = start, torch.zeros_like(images), start
+        ever = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         for step in range(settings["poison_iterations"] + 1):
-            slope, hidden = poisoning.slope(hiding.as_stored(images + found), targets, step)
+            seen = hiding.as_stored(images + found)
+            slope, hidden = poisoning.slope(seen, targets, step)
             # Kept is what has been looked at; an image that was never hidden keeps its last iterate.
-            take = (hidden | ~ever)[:, None, None, None]
-            kept = torch.where(take, found, kept)
+            kept = torch.where(_per_image(hidden | ~ever), found, kept)
             ever |= hidden
             if step == settings["poison_iterations"]:
                 break
-            if settings["interruption_weight"] > 0:
-                ascent = settings["interruption_weight"] * normalised(self._interruption_slope())
-                slope = normalised(slope, per_image=True) - ascent
-            moved, velocity = poison_step(
-                found, slope, velocity, settings["poison_step_size"], settings["poison_momentum"], mask
-            )
-            back = restored(found, start, settings["poison_step_size"]) if settings["restore"] else found
-            found = poisoning.bounded(torch.where(hidden[:, None, None, None], back, moved))
+            if weight > 0 or then == "ascend":
+                ascent = normalised(poisoning.ascent(seen, clean), per_image=True)
+                both = normalised(slope, per_image=True) - weight * ascent
+                slope = torch.where(_per_image(hidden), -ascent, both) if then == "ascend" else both
+            moved, velocity = poison_step(found, slope, velocity, eta, settings["poison_momentum"], mask)
+            if then != "ascend":
+                rest = restored(found, start, eta) if then == "restore" else found
+                moved = torch.where(_per_image(hidden), rest, moved)
+            found = poisoning.bounded(moved)
         return (images + kept).clamp(-1, 1) - images
+
+
+def _per_image(flags):
+    """bool (N,) as (N, 1, 1, 1)."""
+    return flags[:, None, None, None]
 
 
 class UniversalHiding(Stage):
