@@ -263,6 +263,7 @@ def seeing(square_model):
 @pytest.mark.parametrize("anchors", ["matching", "strongest"])
 def test_faces_disappear(seeing, anchors):
     settings = {"anchors": anchors, "poison_iterations": 20, "iterations": 1, "lambda_enh": 0, "kappa": 1.0}
+    settings |= {"interruption_weight": 0, "when_hidden": "stay"}
     defence = TSDFHidden(settings, seeing).fit()
     objective = defence._poisoning.hiding
     faces = objective.faces(seeing.images)
@@ -290,6 +291,7 @@ def test_the_anchors_of_a_face_overlap_it(seeing):
 
 def test_the_universal_one_lowers_margins_on_the_images_it_is_learnt_on(seeing):
     settings = {"iterations": 1, "lambda_enh": 0, "kappa": 1.0, "psnr_floor": None, "batch": 4}
+    settings |= {"interruption_weight": 0, "poison_step_size": 0.005}
     kinds = {count: settings | {"poison_iterations": count} for count in (1, 20)}
     kinds[1] |= {"poison_step_size": 1e-9}
     margins = {}
