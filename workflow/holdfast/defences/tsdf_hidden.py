@@ -17,7 +17,8 @@ step of stage 2, where x' is the image as its 8-bit file would have it, L of hid
 Per image, lambda falls by `weight_factor` after a step that left the face seen, and rises once it is gone.
 So each entry serves the goal that gains more there, image by image, and what hiding does not need goes back
 to interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is the
-last iterate that no detector saw a face in; the last one of all where there is none. M, the split:
+iterate of the largest F that no detector saw a face in (the last such one where F is not computed), and the
+last one of all where there is none. M, the split:
 
 - "whole": 1;
 - "intensity": TSDF's M_d (separation.py), where |W0| < tau;
@@ -298,17 +299,18 @@ class HidingPoisoning:
         return {name: self._features(name, images) for name in self.surroundings.models}
 
     def ascent(self, seen, clean):
-        """Gradient of F of each image at `seen`, (N, 3, S, S), over all models.
+        """Gradient of F of each image at `seen`, (N, 3, S, S), and F, (N,), over all models.
 
         Args:
             clean: of :meth:`features`.
         """
-        slopes = []
+        slopes, values = [], []
         for name in self.surroundings.models:
             point = seen.detach().requires_grad_(True)
             moved = (self._features(name, point) - clean[name]).square().flatten(1).mean(dim=1)
             slopes.append(torch.autograd.grad(moved.sum(), point)[0])
-        return hiding.balanced(slopes, "normalised")
+            values.append(moved.detach())
+        return hiding.balanced(slopes, "normalised"), torch.stack(values).mean(dim=0)
 
     def interruption_slope(self, perturbation, positions):
         """Gradient of F = mean over the models of MSE(E_i(x + W), E_i(x)), which stage 1 ascends.
@@ -388,20 +390,24 @@ class TSDFHidden(Defence):
         mask = poisoning.mask(
             interruption,
             lambda: poisoning.slope(hiding.as_stored(images + start), targets, 0)[0],
-            lambda: poisoning.ascent(hiding.as_stored(images + start), clean),
+            lambda: poisoning.ascent(hiding.as_stored(images + start), clean)[0],
         )
         found, velocity, kept = start, torch.zeros_like(images), start
         ever = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        best = torch.zeros(len(images), device=images.device)
+        both_goals = settings["interruption_weight"] > 0 or then == "ascend"
         for step in range(settings["poison_iterations"] + 1):
             seen = hiding.as_stored(images + found)
             slope, hidden = poisoning.slope(seen, targets, step)
+            ascent, value = poisoning.ascent(seen, clean) if both_goals else (None, best)
             # Kept is what has been looked at; an image that was never hidden keeps its last iterate.
-            kept = torch.where(_per_image(hidden | ~ever), found, kept)
+            take = ~ever | (hidden & (value >= best))
+            kept, best = torch.where(_per_image(take), found, kept), torch.where(take, value, best)
             ever |= hidden
             if step == settings["poison_iterations"]:
                 break
-            if settings["interruption_weight"] > 0 or then == "ascend":
-                ascent = normalised(poisoning.ascent(seen, clean), per_image=True)
+            if both_goals:
+                ascent = normalised(ascent, per_image=True)
                 both = normalised(slope, per_image=True) - weight * ascent
                 # A face that will not go gets more of the budget; one that is gone gives some back.
                 weight = weight * torch.where(_per_image(hidden), 1 / factor, factor)
