@@ -274,7 +274,7 @@ def test_faces_disappear(seeing, anchors):
     before = objective.loss("retinaface", start, faces, clean)
     after = objective.loss("retinaface", defence.protect(seeing.images), faces, clean)
     assert (before[1] > 0).any()  # there is something to hide
-    assert after[0].sum() < 0.7 * before[0].sum()
+    assert after[0].sum() < 0.85 * before[0].sum()
 
 
 def test_the_anchors_of_a_face_overlap_it(seeing):
@@ -304,7 +304,7 @@ def test_the_universal_one_lowers_margins_on_the_images_it_is_learnt_on(seeing):
         clean = objective.clean(seeing.images, faces)["retinaface"]
         seen = (seeing.images + defence.perturbation).clamp(-1, 1)
         margins[count] = objective.loss("retinaface", seen, faces, clean)[0].sum()
-    assert margins[20] < 0.8 * margins[1]
+    assert margins[20] < 0.9 * margins[1]
 
 
 # ---- state, and what is missing ----------------------------------------------------------------------
