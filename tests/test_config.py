@@ -513,6 +513,12 @@ def test_the_modules_of_a_name_begin_with_the_one_that_registers_it():
         ("detectors", "retinaface", ["detector", "boxes"], ["vgg"]),
         # By way of fusion and interruption: what is imported by what is imported.
         ("defences", "tsdf", ["base", "enhancement", "momentum", "poisoning", "separation"], ["cmua"]),
+        (
+            "defences",
+            "tsdf_hidden",
+            ["base", "hiding", "interruption", "tsdf", "diversity"],
+            ["cmua", "found"],
+        ),
         ("defences", "random", ["base"], ["stages", "momentum"]),
         ("datasets", "celeba", ["preparing"], ["rendering"]),
         ("datasets", "synthetic", ["rendering"], ["celeba"]),

@@ -1,7 +1,8 @@
 """What every defence is, and the one place where its budget is enforced.
 
 A defence is a class with a `title` that overrides one method: `learn`, if it makes one perturbation
-for all faces, or `perturb`, if it makes one per image. Whatever these return, :meth:`Defence.fit` and
+for all faces, or `perturb`, if it makes one per image; or both, if what it makes per image starts from a
+universal perturbation (`from_universal`). Whatever these return, :meth:`Defence.fit` and
 :meth:`Defence.protect` clip it to the budget and refuse what is not finite or has another shape.
 """
 
@@ -54,11 +55,14 @@ class Defence:
     Attributes:
         title: name in the tables.
         universal: True if :meth:`learn` makes one perturbation for all faces.
+        from_universal: True if a defence per image starts from a perturbation that :meth:`learn` makes:
+            it is learnt, saved and loaded like a universal one, and :meth:`perturb` goes on from it.
         perturbation: the learnt perturbation (1, 3, S, S), |.| <= epsilon, once fitted or loaded.
     """
 
     title = ""
     universal = True
+    from_universal = False
 
     def __init__(self, settings, surroundings):
         self.settings, self.surroundings = settings, surroundings
@@ -76,13 +80,18 @@ class Defence:
 
     # ---- what holds for all of them -----------------------------------------------------------
 
+    @property
+    def learns(self):
+        """Whether there is a perturbation to learn, to save and to load."""
+        return self.universal or self.from_universal
+
     def fit(self):
-        """Learn the universal perturbation (nothing to do for a defence per image).
+        """Learn the universal perturbation (nothing to do for a defence per image without one).
 
         Raises:
             HoldfastError: `learn` gave something that is not finite or of another shape.
         """
-        if self.universal:
+        if self.learns:
             self.perturbation = self.within_budget(self.learn(), self.surroundings.shape)
         return self
 
@@ -122,7 +131,7 @@ class Defence:
         return perturbation.clamp(-epsilon, epsilon)
 
     def save(self, path):
-        """The universal perturbation as safetensors; a file with no tensor for a defence per image."""
+        """The universal perturbation as safetensors; a file with no tensor where there is none."""
         tensors = {} if self.perturbation is None else {"perturbation": self.perturbation}
         write_tensors(path, tensors, {"defence": self.title, "universal": str(self.universal)})
 
@@ -141,6 +150,6 @@ class Defence:
                 expected="a safetensors file of the rule perturb",
                 repair="remove it and run again",
             ) from error
-        if self.universal:
+        if self.learns:
             self.perturbation = self.within_budget(tensors.get("perturbation"), self.surroundings.shape)
         return self

@@ -1,0 +1,366 @@
+"""TSDF hidden as a whole: its steps in closed form, its bounds, and that faces do disappear."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from holdfast.data.pixels import stored
+from holdfast.defences import hiding, stages
+from holdfast.defences.base import Surroundings
+from holdfast.defences.tsdf_hidden import (
+    HidingPoisoning,
+    TSDFHidden,
+    UniversalTSDFHidden,
+    poison_step,
+    restored,
+)
+from holdfast.detectors.retinaface import RetinaFace
+from holdfast.errors import HoldfastError
+from holdfast.metrics import image as image_metrics
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+EPSILON = 0.05
+STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0, "interruption_weight": 0}
+STRONGEST |= {"when_hidden": "stay"}
+BOTH = [TSDFHidden, UniversalTSDFHidden]
+
+
+@pytest.fixture
+def powers(simple, square_model, power_detector):
+    """Images of a few pixels, and networks whose gradients can be written down."""
+    detectors = {"one": power_detector("one"), "two": power_detector("two", anchors=3)}
+    return simple(models={"square": square_model("square")}, detectors=detectors)
+
+
+def on_grid(surroundings):
+    return dataclasses.replace(surroundings, images=stored(surroundings.images))
+
+
+def interrupted(settings, surroundings, interruption):
+    """A defence per image whose W0 is given."""
+    defence = TSDFHidden(settings, surroundings)
+    defence.perturbation = interruption
+    return defence
+
+
+def w0(surroundings, scale=0.03):
+    random = torch.Generator().manual_seed(5)
+    return (torch.rand(surroundings.shape, generator=random) * 2 - 1) * scale
+
+
+def gradients(x, detector, count, kappa):
+    """Of L at one image, written out anchor by anchor; and the largest margin."""
+    kernel, offset = detector.kernel.numpy().astype(np.float64), detector.offset.numpy()
+    margins = (kernel[:, 1] - kernel[:, 0]) @ x.reshape(-1) + offset[1] - offset[0]
+    total = np.zeros(x.size)
+    for anchor in np.argsort(-margins)[:count]:
+        if margins[anchor] + kappa > 0:
+            total += kernel[anchor, 1] - kernel[anchor, 0]
+    return total.reshape(x.shape), margins.max()
+
+
+def test_a_step_and_a_step_back_equal_their_equations():
+    rng = np.random.default_rng(0)
+    w, grad, v = rng.normal(size=(3, 2, 3, 4, 4))
+    mask = rng.random((1, 3, 4, 4))
+    size = np.abs(grad).mean(axis=(1, 2, 3), keepdims=True)
+    velocity = 0.5 * v + grad / size
+    found, found_velocity = poison_step(*map(torch.tensor, (w, grad, v)), 0.01, 0.5, torch.tensor(mask))
+    np.testing.assert_allclose(found, w - 0.01 * np.sign(velocity) * mask, **CLOSE)
+    np.testing.assert_allclose(found_velocity, velocity, **CLOSE)
+    start = torch.zeros(1, 3, 1, 1)
+    moved = torch.tensor([0.5, -0.5, 0.003]).view(1, 3, 1, 1)
+    np.testing.assert_allclose(restored(moved, start, 0.01).flatten(), [0.49, -0.49, 0.0], **CLOSE)
+
+
+def test_one_step_per_image_in_closed_form(powers):
+    s, interruption = on_grid(powers), w0(powers)
+    settings = STRONGEST | {
+        "poison_iterations": 1,
+        "kappa": 50.0,
+        "psnr_floor": None,
+        "poison_step_size": 0.01,
+    }
+    found = interrupted(settings, s, interruption).perturb(s.images)
+    for x, perturbation in zip(s.images.numpy().astype(np.float64), found, strict=True):
+        levels = np.round((np.clip(x + interruption[0].numpy(), -1, 1) + 1) * 127.5)
+        slopes = [gradients(levels / 127.5 - 1, d, 3, 50.0)[0] for d in s.detectors.values()]
+        total = sum(slope / np.abs(slope).mean() for slope in slopes)
+        moved = np.clip(interruption[0].numpy() - 0.01 * np.sign(total), -EPSILON, EPSILON)
+        np.testing.assert_allclose(perturbation, np.clip(x + moved, -1, 1) - x, **CLOSE)
+
+
+def test_an_image_that_is_hidden_from_the_start_stays_at_the_interruption(powers):
+    s = on_grid(powers)
+    for detector in s.detectors.values():
+        detector.offset = torch.tensor([100.0, 0.0])
+    interruption = w0(s)
+    found = interrupted(STRONGEST | {"psnr_floor": None}, s, interruption).perturb(s.images)
+    np.testing.assert_allclose(found, (s.images + interruption).clamp(-1, 1) - s.images, **CLOSE)
+
+
+def test_no_anchor_is_left_and_what_hidden_images_do_with_their_steps(powers):
+    s = dataclasses.replace(on_grid(powers), epsilon=0.5)
+    settings = STRONGEST | {"poison_iterations": 60, "kappa": 0.2, "psnr_floor": None}
+    interruption = w0(s)
+    far, gained = {}, {}
+    for then in ("stay", "restore", "ascend"):
+        defence = interrupted(settings | {"when_hidden": then}, s, interruption)
+        found = defence.perturb(s.images)
+        # What is kept was looked at as a reader of the file sees it.
+        seen = defence.protect(s.images)
+        for detector in s.detectors.values():
+            before = hiding.margin(detector.raw(stored(s.images + interruption))[0]).amax(dim=1)
+            after = hiding.margin(detector.raw(seen)[0]).amax(dim=1)
+            assert (before > -0.2).any() and (after <= -0.2 + 1e-4).all()
+        far[then] = (found - interruption).square().sum()
+        clean = defence._poisoning.features(s.images)["square"]
+        gained[then] = (defence._poisoning.features(seen)["square"] - clean).square().mean()
+    assert far["restore"] < far["stay"]
+    assert gained["ascend"] > gained["stay"]
+
+
+@pytest.mark.parametrize("split", ["intensity", "sensitivity"])
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_split_leaves_the_other_entries_to_the_interruption(powers, kind, split):
+    s = powers
+    settings = STRONGEST | {"split": split, "share": 0.25, "poison_iterations": 3, "kappa": 50.0}
+    settings |= {"psnr_floor": None, "step_size": 0.02}
+    if kind is TSDFHidden:
+        interruption = w0(s, 0.05)
+        found = interrupted(settings, s, interruption).perturb(s.images)
+    else:
+        # Without a step worth the name in stage 2, what is learnt is W0.
+        interruption = kind(settings | {"poison_step_size": 1e-9}, s).fit().perturbation
+        found = kind(settings, s).fit().perturbation
+    changed = (found - (interruption if kind is UniversalTSDFHidden else interruption)).abs() > 1e-4
+    inside = (s.images + interruption).abs() < 0.95 if kind is TSDFHidden else torch.ones_like(changed)
+    changed &= inside.bool()
+    assert changed.any()
+    if split == "intensity":
+        assert not changed[(interruption.abs() >= 0.04).expand_as(changed)].any()
+    else:
+        assert (changed.flatten(1).sum(dim=1) <= 12).all()  # a quarter of 3 x 4 x 4
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("floor", [36.0, 39.0])
+def test_the_budget_and_the_floor_hold_for_what_is_stored(powers, kind, floor):
+    s = on_grid(powers)
+    settings = STRONGEST | {"poison_iterations": 5, "kappa": 50.0, "psnr_floor": floor, "step_size": 0.05}
+    protected = kind(settings, s).fit().protect(s.images)
+    assert (protected - s.images).abs().max() <= EPSILON + 1 / 255 + 1e-6
+    psnr = image_metrics.psnr(s.images, protected)
+    assert psnr.min() >= floor and psnr.min() < floor + 3  # and the floor is what holds it back
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_one_floor_lower_is_another_result(powers, kind):
+    settings = STRONGEST | {"poison_iterations": 3, "kappa": 50.0, "step_size": 0.05}
+    free, held = (
+        kind(settings | {"psnr_floor": floor}, powers).fit().protect(powers.images) for floor in (None, 36.0)
+    )
+    assert not torch.equal(free, held)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_an_image_does_not_see_those_beside_it(powers, views):
+    settings = STRONGEST | {"poison_iterations": 6, "kappa": 0.5, "views": views, "diversity": 0.5}
+    interruption = w0(powers)
+    together = interrupted(settings, powers, interruption).perturb(powers.images)
+    order = [4, 2, 0, 5, 1, 3]
+    other = interrupted(settings, dataclasses.replace(powers, batch=6), interruption)
+    torch.testing.assert_close(other.perturb(powers.images[order]), together[order], atol=1e-6, rtol=0)
+
+
+def test_views_are_drawn_by_step_and_number(powers):
+    poisoning = TSDFHidden(STRONGEST | {"views": 2, "least_side": 0.5}, powers)._poisoning
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    views = [poisoning._view(images, step, view) for step in range(4) for view in range(2)]
+    assert poisoning._view(images, 0, None) is images
+    assert all(torch.equal(a, poisoning._view(images, n // 2, n % 2)) for n, a in enumerate(views))
+    assert len({tuple(view.flatten().tolist()) for view in views}) > 4
+
+
+def test_the_interruptions_gradient_is_that_of_its_mean_square(powers):
+    settings = {**TSDFHidden(STRONGEST, powers).settings}
+    poisoning = HidingPoisoning(powers, settings)
+    point = w0(powers).requires_grad_(True)
+    model, labels = powers.models["square"], powers.labels["square"]
+    loss = poisoning._form(model.features(powers.images + point, labels)) - poisoning._form(
+        model.features(powers.images, labels)
+    )
+    (expected,) = torch.autograd.grad(loss.square().mean(), point)
+    found = poisoning.interruption_slope(point.detach(), torch.arange(len(powers.images)))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers):
+    poisoning = TSDFHidden(STRONGEST, powers)._poisoning
+    model, labels = powers.models["square"], powers.labels["square"].mean(dim=0, keepdim=True)
+    seen = powers.images + w0(powers)
+    found, values = poisoning.ascent(seen, poisoning.features(powers.images))
+    for x, moved, slope, value in zip(powers.images, seen, found, values, strict=True):
+        point = moved[None].clone().requires_grad_(True)
+        difference = poisoning._form(model.features(point, labels)) - poisoning._form(
+            model.features(x[None], labels)
+        )
+        (expected,) = torch.autograd.grad(difference.square().mean(), point)
+        torch.testing.assert_close(value, difference.square().mean().detach())
+        torch.testing.assert_close(slope[None], expected / expected.abs().mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_one_step_towards_both_goals_in_closed_form(powers, weight):
+    s, interruption = on_grid(powers), w0(powers)
+    settings = STRONGEST | {"poison_iterations": 1, "kappa": 50.0, "psnr_floor": None}
+    settings |= {"interruption_weight": weight, "poison_step_size": 0.01}
+    defence = interrupted(settings, s, interruption)
+    found = defence.perturb(s.images)
+    seen = hiding.as_stored(s.images + interruption)
+    ascent = defence._poisoning.ascent(seen, defence._poisoning.features(s.images))[0].numpy()
+    for n, x in enumerate(seen.numpy().astype(np.float64)):
+        total = sum(
+            slope / np.abs(slope).mean()
+            for slope in (gradients(x, d, 3, 50.0)[0] for d in s.detectors.values())
+        )
+        both = total / np.abs(total).mean() - weight * ascent[n] / np.abs(ascent[n]).mean()
+        moved = np.clip(interruption[0].numpy() - 0.01 * np.sign(both), -EPSILON, EPSILON)
+        clean = s.images[n].numpy()
+        np.testing.assert_allclose(found[n], np.clip(clean + moved, -1, 1) - clean, **CLOSE)
+
+
+# ---- a real architecture -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeing(square_model):
+    """A RetinaFace of random weights that sees a face in noise: its scores are decided."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images = stored(torch.rand(4, 3, 32, 32) * 2 - 1)
+        detector = RetinaFace({"width": 1 / 8})
+        with torch.no_grad():
+            for module in detector.network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = None
+            for head in detector.network.ClassHead:
+                head.conv1x1.weight.mul_(10)
+            detector.network.train()
+            detector.raw(images)
+    labels = {"square": torch.ones(4, 1)}
+    return Surroundings(
+        {"square": square_model("square")},
+        {"retinaface": detector.freeze()},
+        images,
+        labels,
+        EPSILON,
+        batch=3,
+    )
+
+
+@pytest.mark.parametrize("anchors", ["matching", "strongest"])
+def test_faces_disappear(seeing, anchors):
+    settings = {"anchors": anchors, "poison_iterations": 20, "iterations": 1, "lambda_enh": 0, "kappa": 1.0}
+    # Random weights make margins of hundreds that turn within 0.01: small steps.
+    settings |= {"interruption_weight": 0, "when_hidden": "stay", "poison_step_size": 0.002}
+    defence = TSDFHidden(settings, seeing).fit()
+    objective = defence._poisoning.hiding
+    faces = objective.faces(seeing.images)
+    clean = objective.clean(seeing.images, faces)["retinaface"]
+    start = stored(seeing.images + defence.perturbation)
+    before = objective.loss("retinaface", start, faces, clean)
+    after = objective.loss("retinaface", defence.protect(seeing.images), faces, clean)
+    assert (before[1] > 0).any()  # there is something to hide
+    assert after[0].sum() < 0.85 * before[0].sum()
+
+
+def test_the_anchors_of_a_face_overlap_it(seeing):
+    defence = TSDFHidden({}, seeing)
+    objective, detector = defence._poisoning.hiding, seeing.detectors["retinaface"]
+    faces = objective.faces(seeing.images)
+    clean = objective.clean(seeing.images, faces)["retinaface"]
+    logits, encoded = detector.raw(seeing.images)
+    boxes = detector.decode(encoded, detector.priors(32, 32))
+    assert clean.any(dim=1).all() and not clean.all()
+    surest = hiding.margin(logits).argmax(dim=1)
+    assert clean[torch.arange(4), surest].all()
+    for row, of, face in zip(boxes, clean, faces, strict=True):
+        assert (hiding.box_math.iou(row[of], face).amax(dim=1) >= 0.35).all()
+
+
+def test_the_universal_one_lowers_margins_on_the_images_it_is_learnt_on(seeing):
+    settings = {"iterations": 1, "lambda_enh": 0, "kappa": 1.0, "psnr_floor": None, "batch": 4}
+    settings |= {"interruption_weight": 0, "poison_step_size": 0.002}
+    kinds = {count: settings | {"poison_iterations": count} for count in (1, 20)}
+    kinds[1] |= {"poison_step_size": 1e-9}
+    margins = {}
+    for count, given in kinds.items():
+        defence = UniversalTSDFHidden(given, seeing).fit()
+        objective = TSDFHidden({}, seeing)._poisoning.hiding
+        faces = objective.faces(seeing.images)
+        clean = objective.clean(seeing.images, faces)["retinaface"]
+        seen = (seeing.images + defence.perturbation).clamp(-1, 1)
+        margins[count] = objective.loss("retinaface", seen, faces, clean)[0].sum()
+    assert margins[20] < 0.9 * margins[1]
+
+
+# ---- state, and what is missing ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_killed_run_ends_like_an_uninterrupted_one(powers, kind, tmp_path, monkeypatch):
+    settings = STRONGEST | {"poison_iterations": 2, "batch": 4, "poison_momentum": 0.9, "iterations": 2}
+    whole = kind(settings, powers).fit()
+    run_steps, kept = stages.run_steps, dataclasses.replace(powers, state_path=tmp_path / "state.pt")
+
+    class Killed(Exception):
+        pass
+
+    def killed_at(stop):
+        def run(total, step, state, path, **more):
+            def stopping(index):
+                if index == stop:
+                    raise Killed
+                return step(index)
+
+            return run_steps(total, stopping, state, path, save_seconds=-1.0, **more)
+
+        return run
+
+    for stop in (1, 3, 5) if kind is UniversalTSDFHidden else (1, 3):
+        monkeypatch.setattr(stages, "run_steps", killed_at(stop))
+        with pytest.raises(Killed):
+            kind(settings, kept).fit()
+    monkeypatch.setattr(stages, "run_steps", run_steps)
+    again = kind(settings, kept).fit()
+    assert torch.equal(again.perturbation, whole.perturbation)
+    assert torch.equal(again.protect(powers.images), whole.protect(powers.images))
+
+
+def test_the_interruption_is_in_the_file_and_protection_goes_on_from_it(powers, tmp_path):
+    settings = STRONGEST | {"poison_iterations": 3}
+    defence = TSDFHidden(settings, powers).fit()
+    defence.save(tmp_path / "w.safetensors")
+    loaded = TSDFHidden(settings, powers).load(tmp_path / "w.safetensors")
+    assert torch.equal(loaded.perturbation, defence.perturbation)
+    assert torch.equal(loaded.protect(powers.images), defence.protect(powers.images))
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    with pytest.raises(HoldfastError):
+        TSDFHidden(settings, powers).load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("missing, told", [("models", "deepfake model"), ("detectors", "face detector")])
+def test_without_a_network_the_error_says_what_to_do(powers, kind, missing, told):
+    with pytest.raises(HoldfastError, match=f"no {told}") as caught:
+        kind({}, dataclasses.replace(powers, **{missing: {}}))
+    assert "config" in caught.value.repair
+
+
+@pytest.mark.parametrize("key", ["anchors", "balance", "split", "when_hidden"])
+def test_a_choice_that_nobody_knows_is_refused(powers, key):
+    with pytest.raises(HoldfastError, match=f"cannot take this `{key}`"):
+        TSDFHidden({key: "best"}, powers)

@@ -1,0 +1,521 @@
+"""TSDF hidden: Holdfast's own defence. TSDF's stage 1, then a poisoning that hides the face (hiding.py)
+instead of shifting the detectors' features, within the same budget. Two defences:
+
+- `tsdf_hidden`: a universal interruption W0, and poisoning per image from there;
+- `tsdf_hidden_universal`: one perturbation for all faces, poisoned on the same 128 images.
+
+Attacked: the encoders of the deepfake models (stage 1, interruption.py), then the outputs of all face
+detectors, with gradients through each. Norm: L-infinity, epsilon = 0.05 in [-1, 1], of the sum; besides,
+the PSNR of the stored image is kept at `psnr_floor` or above, for epsilon alone lets it fall to 32.04 dB. One
+step of stage 2, where x' is the image as its 8-bit file would have it, L of hiding.py and F stage 1's L_MSE:
+
+    g  <- grad L(x') - lambda grad F(x'),  where a detector still sees the face (both by their mean magnitude)
+    g  <- -grad F(x'),                     where none does
+    v  <- mu v + g / mean|g|
+    W  <- clip(W - eta sign(v) M, +-epsilon), and then as many entries a level down as the floor asks for
+
+Per image, lambda falls by `weight_factor` after a step that left the face seen, and rises once it is gone.
+So each entry serves the goal that gains more there, image by image, and what hiding does not need goes back
+to interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is the
+iterate of the largest F that no detector saw a face in (the last such one where F is not computed), and the
+last one of all where there is none. M, the split:
+
+- "whole": 1;
+- "intensity": TSDF's M_d (separation.py), where |W0| < tau;
+- "sensitivity": the `share` of the entries where |grad L| / |grad F| at W0 is largest, image by image.
+
+| setting | default | why |
+|---|---|---|
+| iterations, batch, step_size, momentum, lambda_enh | 50, 8, 0.001, 0.8, 0.001 | stage 1: as TSDF's |
+| poison_iterations | 30 | TSDF; steps per image, or passes over the images |
+| poison_step_size (eta) | 0.01 | a tenth of the range; universal: a tenth of that suits |
+| poison_momentum (mu) | 0.5 | ours |
+| anchors, count, overlap | matching, 100, 0.35 | hiding.py; the detectors' own matching threshold |
+| detected_above, kappa | 0.5, 2 | a margin of -2 is a score of 0.12 |
+| balance | normalised | no detector decides alone |
+| split, tau, beta, share | whole, 0.04, 0.4, 0.25 | whole: measured best |
+| when_hidden | ascend | per image; or "restore": a step back to W0; "stay" |
+| interruption_weight (lambda), weight_factor | 1, 0.8 | ours: at a fixed 1 two thirds of the faces stayed |
+| views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
+| psnr_floor | 33 | Table VI's 33.07 |
+
+What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
+protect are not known), each model's by its mean magnitude; universal, that of the minibatch, as in stage 1.
+Stage 1's other settings are TSDF's defaults.
+Several faces in a photograph are all hidden. An image does not depend on those protected beside it.
+"""
+
+import torch
+
+from holdfast.defences import hiding
+from holdfast.defences.base import Defence
+from holdfast.defences.diversity import diversified, placed
+from holdfast.defences.interruption import Interruption, clean_features, compact
+from holdfast.defences.momentum import normalised
+from holdfast.defences.options import options
+from holdfast.defences.separation import intensity_mask
+from holdfast.defences.stages import Stage, gradient, minibatch, passes, required, run_stages
+from holdfast.defences.tsdf import DEFAULTS as TSDF_DEFAULTS
+from holdfast.seeds import generator
+
+SETTINGS = {
+    "iterations": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 50,
+        "description": "Passes of stage 1 over the images.",
+    },
+    "batch": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "default": 8,
+        "description": "Images per update of a universal perturbation; null: all of them.",
+    },
+    "step_size": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "default": 0.001,
+        "description": "gamma of stage 1, in units of [-1, 1].",
+    },
+    "momentum": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.8,
+        "description": "mu of stage 1's MI-FGSM.",
+    },
+    "lambda_enh": {
+        "type": "number",
+        "minimum": 0,
+        "default": 0.001,
+        "description": "Weight of stage 1's enhancement loss.",
+    },
+    "poison_iterations": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 30,
+        "description": "Steps of stage 2 per image; of the universal one: passes over the images.",
+    },
+    "poison_step_size": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "default": 0.01,
+        "description": "eta of stage 2, in units of [-1, 1].",
+    },
+    "poison_momentum": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.5,
+        "description": "mu of stage 2.",
+    },
+    "anchors": {
+        "enum": ["matching", "strongest"],
+        "default": "matching",
+        "description": "Whose margins are lowered: those of anchors on the face, or the largest ones.",
+    },
+    "count": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 100,
+        "description": "How many anchors are the strongest.",
+    },
+    "overlap": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "default": 0.35,
+        "description": "IoU from which an anchor's box is on the face.",
+    },
+    "detected_above": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.5,
+        "description": "Clean score from which an anchor sees a face.",
+    },
+    "kappa": {
+        "type": "number",
+        "minimum": 0,
+        "default": 2.0,
+        "description": "How far below 0 the margin of a hidden anchor lies.",
+    },
+    "balance": {
+        "enum": ["normalised", "sum"],
+        "default": "normalised",
+        "description": "Whether each detector's gradient is divided by its mean magnitude.",
+    },
+    "split": {
+        "enum": ["whole", "intensity", "sensitivity"],
+        "default": "whole",
+        "description": "Which entries stage 2 may change.",
+    },
+    "tau": {"type": "number", "minimum": 0, "default": 0.04, "description": "Threshold of split: intensity."},
+    "beta": {"type": "number", "minimum": 0, "default": 0.4, "description": "Decay of split: intensity."},
+    "share": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "default": 0.25,
+        "description": "Fraction of the entries of split: sensitivity.",
+    },
+    "when_hidden": {
+        "enum": ["ascend", "restore", "stay"],
+        "default": "ascend",
+        "description": "What a hidden image's step does: ascend F, go back to W0, or nothing (per image).",
+    },
+    "interruption_weight": {
+        "type": "number",
+        "minimum": 0,
+        "default": 1.0,
+        "description": "lambda: weight of the interruption's gradient in a step of stage 2.",
+    },
+    "weight_factor": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "default": 0.8,
+        "description": "Factor on an image's lambda after a step that left its face seen; after one that "
+        "hid it, lambda is divided by it (per image).",
+    },
+    "views": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 0,
+        "description": "Views of the image, resized at random, that are hidden besides the image itself.",
+    },
+    "least_side": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "default": 0.5,
+        "description": "Smallest side of a view, as a fraction of the image's.",
+    },
+    "diversity": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.0,
+        "description": "Probability that a view is also enlarged and moved.",
+    },
+    "psnr_floor": {
+        "type": ["number", "null"],
+        "minimum": 0,
+        "default": 33.0,
+        "description": "Least PSNR of the stored image in dB; null: epsilon is the only bound.",
+    },
+}
+DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
+CHOICES = {
+    "anchors": ("matching", "strongest"),
+    "balance": ("normalised", "sum"),
+    "split": ("whole", "intensity", "sensitivity"),
+    "when_hidden": ("ascend", "restore", "stay"),
+}
+STAGE_1 = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
+FRAME = 1.13  # side of the frame of `diversity`: TSDF's released code has 290 of 256 pixels
+
+
+def poison_step(perturbation, gradient_, velocity, step_size, momentum, mask):
+    """One descent per image: v <- mu v + grad / mean|grad|; W <- W - eta sign(v) M. Returns W and v."""
+    velocity = momentum * velocity + normalised(gradient_, per_image=True)
+    return perturbation - step_size * velocity.sign() * mask, velocity
+
+
+def restored(perturbation, interruption, step_size):
+    """W + clip(W0 - W, +-eta): a step back towards W0."""
+    return perturbation + (interruption - perturbation).clamp(-step_size, step_size)
+
+
+class HidingPoisoning:
+    """What both defences do in a step: gradients on all views, the split, the bounds.
+
+    Args:
+        surroundings: holdfast.defences.base.Surroundings.
+        settings: those of this module, complete.
+    """
+
+    def __init__(self, surroundings, settings):
+        self.surroundings, self.settings = surroundings, settings
+        keys = ("anchors", "count", "overlap", "detected_above", "kappa")
+        self.hiding = hiding.Hiding(surroundings.detectors, **{key: settings[key] for key in keys})
+        # Drawn by seed: entries that give way to the floor lie scattered, not in one part of the image.
+        count = surroundings.images[0].numel()
+        self.order = torch.randperm(count, generator=generator(*surroundings.seed_names, "floor"))
+        self.order = self.order.to(surroundings.device)
+        #: {model: (1, A)}, for images whose attributes are not known.
+        self.labels = {
+            name: labels.to(surroundings.device).float().mean(dim=0, keepdim=True)
+            for name, labels in surroundings.labels.items()
+        }
+
+    def targets(self, images):
+        """What :meth:`slope` has to know of clean images: their faces, and the anchors on these."""
+        faces = self.hiding.faces(images)
+        return faces, self.hiding.clean(images, faces)
+
+    def slope(self, seen, targets, step):
+        """Gradient of L at `seen`, (N, 3, S, S), over all views and detectors, and which images are hidden
+        from all detectors in all views, bool (N,).
+        """
+        faces, clean = targets
+        slopes, hidden = [], torch.ones(len(seen), dtype=torch.bool, device=seen.device)
+        for name in self.surroundings.detectors:
+            total = torch.zeros_like(seen)
+            for view in [None, *range(self.settings["views"])]:
+                point = seen.detach().requires_grad_(True)
+                image = self._view(point, step, view)
+                loss, worst = self.hiding.loss(name, image, faces, clean[name])
+                # A sum over images: each image's gradient is that of its own loss.
+                total += torch.autograd.grad(loss.sum(), point)[0]
+                hidden &= worst <= -self.settings["kappa"]
+            slopes.append(total)
+        return hiding.balanced(slopes, self.settings["balance"]), hidden
+
+    def mask(self, interruption, gain, cost):
+        """M, (1 or N, 3, S, S).
+
+        Args:
+            interruption: W0, (1, 3, S, S).
+            gain: gradient of L at W0, (N, 3, S, S), and
+            cost: gradient of F there, the same or (1, 3, S, S): functions, asked only where they are needed.
+        """
+        settings = self.settings
+        if settings["split"] == "intensity":
+            return intensity_mask(interruption, settings["tau"], settings["beta"])
+        if settings["split"] == "sensitivity":
+            return hiding.least_costly(gain().abs(), cost().abs(), settings["share"]).float()
+        return torch.ones_like(interruption)
+
+    def bounded(self, perturbation):
+        """Within epsilon, and at the PSNR floor or above."""
+        epsilon = self.surroundings.epsilon
+        inside = perturbation.clamp(-epsilon, epsilon)
+        return hiding.keeping_psnr(inside, self.settings["psnr_floor"], self.order)
+
+    @torch.no_grad()
+    def features(self, images):
+        """{model: features of clean images}, with the mean labels: what :meth:`ascent` compares with."""
+        return {name: self._features(name, images) for name in self.surroundings.models}
+
+    def ascent(self, seen, clean):
+        """Gradient of F of each image at `seen`, (N, 3, S, S), and F, (N,), over all models.
+
+        Args:
+            clean: of :meth:`features`.
+        """
+        slopes, values = [], []
+        for name in self.surroundings.models:
+            point = seen.detach().requires_grad_(True)
+            moved = (self._features(name, point) - clean[name]).square().flatten(1).mean(dim=1)
+            slopes.append(torch.autograd.grad(moved.sum(), point)[0])
+            values.append(moved.detach())
+        return hiding.balanced(slopes, "normalised"), torch.stack(values).mean(dim=0)
+
+    def interruption_slope(self, perturbation, positions):
+        """Gradient of F = mean over the models of MSE(E_i(x + W), E_i(x)), which stage 1 ascends.
+
+        (1, 3, S, S), a mean over the images at `positions`.
+        """
+        s = self.surroundings
+
+        def losses(point, part):
+            images = s.images[part].to(s.device)
+            for name, model in s.models.items():
+                labels = s.labels[name][part].to(s.device)
+                clean = clean_features({name: model}, images, {name: labels}, self._form, s.batch, s.device)
+                moved = self._form(model.features(images + point, labels))
+                yield (moved - clean[name]).square().mean() / len(s.models), {}
+
+        return gradient(perturbation, positions, s.batch, losses)[0]
+
+    def _features(self, name, images):
+        labels = self.labels[name].expand(len(images), -1)
+        return self._form(self.surroundings.models[name].features(images, labels))
+
+    def _form(self, features):
+        return compact(features, TSDF_DEFAULTS["feature_size"], TSDF_DEFAULTS["feature_reduction"])
+
+    def _view(self, images, step, view):
+        """A view, drawn by seed, step and number: the same for all images, whatever stands beside them."""
+        if view is None:
+            return images
+        size, s = images.shape[2], self.surroundings
+        names = (*s.seed_names, "view", step, view)
+        least = max(1, round(size * self.settings["least_side"]))
+        side = int(torch.randint(least, size + 1, (), generator=generator(*names)))
+        frame = round(size * FRAME)
+        place = placed(size, frame, self.settings["diversity"], *names, "place")
+        return diversified(hiding.shrunk(images, side), place, frame)
+
+
+def interruption_stage(surroundings, settings):
+    """Stage 1: TSDF's, with this module's settings on top of TSDF's defaults."""
+    return Interruption(surroundings, {**TSDF_DEFAULTS, **{key: settings[key] for key in STAGE_1}})
+
+
+class TSDFHidden(Defence):
+    """Per image, on a universal interruption. `perturbation` is W0.
+
+    Raises a HoldfastError at once where there is no deepfake model, or no face detector.
+    """
+
+    title = "TSDF hidden"
+    universal = False
+    from_universal = True
+
+    def __init__(self, settings, surroundings):
+        super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
+        required(surroundings.models, "deepfake model", "deepfakes")
+        required(surroundings.detectors, "face detector", "detectors")
+        self._poisoning = HidingPoisoning(self.surroundings, self.settings)
+
+    def learn(self):
+        """W0, (1, 3, S, S)."""
+        interruption = interruption_stage(self.surroundings, self.settings)
+        run_stages({"interruption": interruption}, self.surroundings.state_path, self.title)
+        return interruption.perturbation
+
+    def perturb(self, images):
+        """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
+        return torch.cat([self._generated(part) for part in images.split(self.surroundings.batch)])
+
+    def _generated(self, images):
+        settings, poisoning = self.settings, self._poisoning
+        eta, then, factor = (settings[key] for key in ("poison_step_size", "when_hidden", "weight_factor"))
+        weight = torch.full_like(images[:, :1, :1, :1], settings["interruption_weight"])
+        interruption = self.perturbation.to(images.device)
+        targets, clean = poisoning.targets(images), poisoning.features(images)
+        start = poisoning.bounded(interruption).expand_as(images).contiguous()
+        mask = poisoning.mask(
+            interruption,
+            lambda: poisoning.slope(hiding.as_stored(images + start), targets, 0)[0],
+            lambda: poisoning.ascent(hiding.as_stored(images + start), clean)[0],
+        )
+        found, velocity, kept = start, torch.zeros_like(images), start
+        ever = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        best = torch.zeros(len(images), device=images.device)
+        both_goals = settings["interruption_weight"] > 0 or then == "ascend"
+        for step in range(settings["poison_iterations"] + 1):
+            seen = hiding.as_stored(images + found)
+            slope, hidden = poisoning.slope(seen, targets, step)
+            ascent, value = poisoning.ascent(seen, clean) if both_goals else (None, best)
+            # Kept is what has been looked at; an image that was never hidden keeps its last iterate.
+            take = ~ever | (hidden & (value >= best))
+            kept, best = torch.where(_per_image(take), found, kept), torch.where(take, value, best)
+            ever |= hidden
+            if step == settings["poison_iterations"]:
+                break
+            if both_goals:
+                ascent = normalised(ascent, per_image=True)
+                both = normalised(slope, per_image=True) - weight * ascent
+                # A face that will not go gets more of the budget; one that is gone gives some back.
+                weight = weight * torch.where(_per_image(hidden), 1 / factor, factor)
+                weight = weight.clamp(max=settings["interruption_weight"])
+                slope = torch.where(_per_image(hidden), -ascent, both) if then == "ascend" else both
+            moved, velocity = poison_step(found, slope, velocity, eta, settings["poison_momentum"], mask)
+            if then != "ascend":
+                rest = restored(found, start, eta) if then == "restore" else found
+                moved = torch.where(_per_image(hidden), rest, moved)
+            found = poisoning.bounded(moved)
+        return (images + kept).clamp(-1, 1) - images
+
+
+def _per_image(flags):
+    """bool (N,) as (N, 1, 1, 1)."""
+    return flags[:, None, None, None]
+
+
+class UniversalHiding(Stage):
+    """Stage 2 of the universal form (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
+
+    Args:
+        surroundings: holdfast.defences.base.Surroundings.
+        settings: those of this module, complete.
+        interruption: a stage that is over when this one's first step comes; its perturbation is W0.
+    """
+
+    kept = ("perturbation", "velocity")
+
+    def __init__(self, surroundings, settings, interruption):
+        self.surroundings, self.settings, self.interruption = surroundings, settings, interruption
+        self.poisoning = HidingPoisoning(surroundings, settings)
+        self.batch, updates = passes(len(surroundings.images), settings["batch"])
+        self.steps = settings["poison_iterations"] * updates
+        self.perturbation = torch.zeros(surroundings.shape, device=surroundings.device)
+        self.velocity = torch.zeros_like(self.perturbation)
+        self._targets = self._mask = None
+
+    def step(self, index):
+        """One update; returns the fraction of the minibatch that was hidden before it."""
+        s, settings = self.surroundings, self.settings
+        if index == 0:
+            self.perturbation = self.poisoning.bounded(self.interruption.perturbation)
+        if self._mask is None:
+            self._prepare()
+        positions = minibatch(len(s.images), self.batch, index, *s.seed_names, "hiding")
+        slope, hidden = self._slope(self.perturbation, positions, index)
+        if settings["interruption_weight"] > 0:
+            ascent = self.poisoning.interruption_slope(self.perturbation, positions)
+            slope = normalised(slope) - settings["interruption_weight"] * normalised(ascent)
+        moved, self.velocity = poison_step(
+            self.perturbation,
+            slope,
+            self.velocity,
+            settings["poison_step_size"],
+            settings["poison_momentum"],
+            self._mask,
+        )
+        self.perturbation = self.poisoning.bounded(moved)
+        return {"hidden": hidden}
+
+    def _prepare(self):
+        s, interruption = self.surroundings, self.interruption.perturbation
+        every = torch.arange(len(s.images))
+        self._targets = [self.poisoning.targets(images[None].to(s.device)) for images in s.images]
+        self._mask = self.poisoning.mask(
+            interruption,
+            lambda: self._slope(interruption, every, 0)[0],
+            lambda: self.poisoning.interruption_slope(interruption, every),
+        )
+
+    def _slope(self, perturbation, positions, step):
+        """The mean over the images at `positions` of L's gradient, (1, 3, S, S); the hidden fraction."""
+        s, total, hidden = self.surroundings, 0, 0
+        for part in positions.split(s.batch):
+            seen = (s.images[part].to(s.device) + perturbation).clamp(-1, 1)
+            slope, gone = self.poisoning.slope(seen, self._targets_at(part), step)
+            total = total + slope.sum(dim=0, keepdim=True) / len(positions)
+            hidden += gone.sum().item() / len(positions)
+        return total, hidden
+
+    def _targets_at(self, positions):
+        of_images = [self._targets[position] for position in positions.tolist()]
+        faces = [face for faces, _ in of_images for face in faces]
+        rows = {name: [clean[name] for _, clean in of_images] for name in self.surroundings.detectors}
+        # "strongest" asks for no anchors of the clean images.
+        return faces, {name: None if row[0] is None else torch.cat(row) for name, row in rows.items()}
+
+
+class UniversalTSDFHidden(Defence):
+    """One perturbation. Raises a HoldfastError as :class:`TSDFHidden` does."""
+
+    title = "TSDF hidden (universal)"
+
+    def __init__(self, settings, surroundings):
+        super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
+        required(surroundings.models, "deepfake model", "deepfakes")
+        required(surroundings.detectors, "face detector", "detectors")
+
+    def learn(self):
+        """(1, 3, S, S)."""
+        interruption = interruption_stage(self.surroundings, self.settings)
+        stages = {
+            "interruption": interruption,
+            "hiding": UniversalHiding(self.surroundings, self.settings, interruption),
+        }
+        run_stages(stages, self.surroundings.state_path, self.title)
+        return stages["hiding"].perturbation
+
+
+REGISTER = {"tsdf_hidden": TSDFHidden, "tsdf_hidden_universal": UniversalTSDFHidden}
