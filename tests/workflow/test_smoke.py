@@ -166,6 +166,6 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     told = finished.stdout + finished.stderr
     assert "results/paper/report.html" in told
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
-    # 8 defences, and 18 variants of one of them, of which the attacker sees nothing.
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (26, 8 * 3, 8 * 4)
-    assert (counts["measure_outputs"], counts["study"]) == (8 * 2 + 8 + 18, 3)
+    # 11 defences, and 24 variants of two of them, of which the attacker sees nothing.
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (35, 11 * 3, 11 * 4)
+    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 24, 4)
