@@ -1,8 +1,8 @@
 """Hiding: an objective that makes faces disappear from detectors, instead of flooding these with false ones.
 
 Of an anchor with logits (b, f) for background and face, the margin is f - b; it says "face" at a score above
-1/2 while the margin is above 0. What is descended is the hinge of C. Szegedy's and N. Carlini's attacks
-("Towards Evaluating the Robustness of Neural Networks", S&P 2017, f_6, kappa), summed over anchors A:
+1/2 while the margin is above 0. What is descended is the hinge of N. Carlini and D. Wagner ("Towards
+Evaluating the Robustness of Neural Networks", S&P 2017, f_6 with kappa), summed over anchors A:
 
     L = sum over a in A of max(0, margin_a + kappa)
 
