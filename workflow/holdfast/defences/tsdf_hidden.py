@@ -39,8 +39,8 @@ last one of all where there is none. M, the split:
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
-More steps that are smaller and stop at the threshold (80 of 0.003, kappa 0.5, `weight_factor` 0.9) leave more to
-the interruption at 2.6 times the cost; the study `hidden` measures that beside the other ideas.
+More and smaller steps (80 of 0.003, kappa 0.5, `weight_factor` 0.9) leave more to the interruption, at 2.6
+times the cost; the study `hidden` measures that beside the other ideas.
 
 What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
 protect are not known), each model's by its mean magnitude; universal, that of the minibatch, as in stage 1.
