@@ -26,6 +26,8 @@ check: $(READY)
 	$(BIN)/snakemake --dry-run --quiet --cores all --resources gpu=1
 
 $(READY): pyproject.toml
+	@case '$(CURDIR)' in *' '*) \
+	  echo "Snakemake cannot run a Python whose path has a blank: move this folder from '$(CURDIR)'"; exit 1;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "Holdfast needs Python 3.11 or 3.12; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

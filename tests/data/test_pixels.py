@@ -43,7 +43,7 @@ def test_values_are_clipped_and_rounded_to_the_nearest_level(value):
 def test_storing_twice_is_storing_once(values):
     images = torch.tensor(values).reshape(1, 3, 2, 2)
     once = stored(images)
-    assert torch.equal(stored(once), once)
+    assert torch.equal(stored(once), once) and torch.equal(once, to_float(to_bytes(images)))
     assert (once - images.clamp(-1, 1)).abs().max() <= 0.5 / 127.5 + 1e-6
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from holdfast.defences import stages
 from holdfast.defences.base import Surroundings
 from holdfast.seeds import generator
 
@@ -78,3 +79,30 @@ def simple():
         return Surroundings(models, detectors or {}, images, dict.fromkeys(models, labels), **more)
 
     return make
+
+
+class Killed(Exception):
+    """Stands for kill -9 between two steps."""
+
+
+@pytest.fixture
+def killed_before(monkeypatch):
+    """A function (index, fit) that calls `fit` and kills it before that step; its state was saved at each."""
+
+    def kill(index, fit):
+        run_steps = stages.run_steps
+
+        def run(total, step, state, path, **more):
+            def stopping(number):
+                if number == index:
+                    raise Killed
+                return step(number)
+
+            return run_steps(total, stopping, state, path, save_seconds=-1.0, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "run_steps", run)
+            with pytest.raises(Killed):
+                fit()
+
+    return kill

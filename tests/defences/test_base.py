@@ -14,7 +14,7 @@ from holdfast.config import registered
 from holdfast.data.pixels import stored, to_bytes
 from holdfast.deepfakes.model import freeze
 from holdfast.deepfakes.stargan import SETTINGS, StarGAN
-from holdfast.defences import DEFENCES, stages
+from holdfast.defences import DEFENCES
 from holdfast.defences.base import Defence, Surroundings
 from holdfast.detectors.retinaface import RetinaFace
 from holdfast.detectors.s3fd import S3FD
@@ -404,32 +404,13 @@ def test_the_chunk_that_bounds_the_memory_does_not_change_what_is_learnt(surroun
     assert ((found - fitted[name][0].perturbation).abs() > 1e-6).float().mean() < 0.01
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", LEARNT)
 def test_a_killed_defence_goes_on_and_ends_like_an_uninterrupted_one(
-    surroundings, fitted, name, tmp_path, monkeypatch
+    surroundings, fitted, name, tmp_path, killed_before
 ):
-    run_steps, kept = stages.run_steps, dataclasses.replace(surroundings, state_path=tmp_path / "state.pt")
-
-    def killed_at(stop):
-        def run(total, step, state, path, **more):
-            def stopping(index):
-                if index == stop:
-                    raise Killed
-                return step(index)
-
-            return run_steps(total, stopping, state, path, save_seconds=-1.0, **more)
-
-        return run
-
-    for stop in (1, 3):
-        monkeypatch.setattr(stages, "run_steps", killed_at(stop))
-        with pytest.raises(Killed):
-            DEFENCES[name](short(name), kept).fit()
-    monkeypatch.setattr(stages, "run_steps", run_steps)
+    kept = dataclasses.replace(surroundings, state_path=tmp_path / "state.pt")
+    for index in (1, 3):
+        killed_before(index, DEFENCES[name](short(name), kept).fit)
     assert torch.equal(DEFENCES[name](short(name), kept).fit().perturbation, fitted[name][0].perturbation)
 
 

@@ -105,12 +105,6 @@ def test_a_floor_far_above_takes_several_levels():
         assert hiding.stored_psnr(found) >= floor and levels.max() - levels.min() <= 1
 
 
-def test_as_stored_is_the_file():
-    random = torch.Generator().manual_seed(1)
-    images = torch.rand(2, 3, 8, 8, generator=random) * 2.4 - 1.2
-    torch.testing.assert_close(hiding.as_stored(images), stored(images), atol=1e-6, rtol=0)
-
-
 def test_a_shrunk_view_keeps_what_is_smooth():
     ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
     checks = (torch.arange(16) % 2 * 2.0 - 1).expand(1, 3, 16, 16)

@@ -12,7 +12,7 @@ from PIL import Image
 from holdfast.data.pixels import to_float
 from holdfast.deepfakes.model import freeze
 from holdfast.deepfakes.stargan import StarGAN
-from holdfast.defences import DEFENCES, stages
+from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
 from holdfast.defences.fusion import detected
 from holdfast.defences.random import Random
@@ -98,29 +98,11 @@ def test_deterministic_seeded_and_without_a_trace_in_the_networks(surroundings, 
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(surroundings, name, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(surroundings, name, tmp_path, killed_before):
     whole = DEFENCES[name](SHORT[name], surroundings).fit().perturbation
-    run_steps, kept = stages.run_steps, dataclasses.replace(surroundings, state_path=tmp_path / "state.pt")
-
-    class Killed(Exception):
-        pass
-
-    def killed_at(stop):
-        def run(total, step, state, path, **more):
-            def stopping(index):
-                if index == stop:
-                    raise Killed
-                return step(index)
-
-            return run_steps(total, stopping, state, path, save_seconds=-1.0, **more)
-
-        return run
-
-    for stop in (1, 3, 8):
-        monkeypatch.setattr(stages, "run_steps", killed_at(stop))
-        with pytest.raises(Killed):
-            DEFENCES[name](SHORT[name], kept).fit()
-    monkeypatch.setattr(stages, "run_steps", run_steps)
+    kept = dataclasses.replace(surroundings, state_path=tmp_path / "state.pt")
+    for index in (1, 3, 8):
+        killed_before(index, DEFENCES[name](SHORT[name], kept).fit)
     assert torch.equal(DEFENCES[name](SHORT[name], kept).fit().perturbation, whole)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from holdfast.data.pixels import stored
-from holdfast.defences import hiding, stages
+from holdfast.defences import hiding
 from holdfast.defences.base import Surroundings
 from holdfast.defences.tsdf_hidden import (
     HidingPoisoning,
@@ -219,7 +219,7 @@ def test_one_step_towards_both_goals_in_closed_form(powers, weight):
     settings |= {"interruption_weight": weight, "poison_step_size": 0.01}
     defence = interrupted(settings, s, interruption)
     found = defence.perturb(s.images)
-    seen = hiding.as_stored(s.images + interruption)
+    seen = stored(s.images + interruption)
     ascent = defence._poisoning.ascent(seen, defence._poisoning.features(s.images))[0].numpy()
     for n, x in enumerate(seen.numpy().astype(np.float64)):
         total = sum(
@@ -311,30 +311,11 @@ def test_the_universal_one_lowers_margins_on_the_images_it_is_learnt_on(seeing):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_a_killed_run_ends_like_an_uninterrupted_one(powers, kind, tmp_path, monkeypatch):
+def test_a_killed_run_ends_like_an_uninterrupted_one(powers, kind, tmp_path, killed_before):
     settings = STRONGEST | {"poison_iterations": 2, "batch": 4, "poison_momentum": 0.9, "iterations": 2}
-    whole = kind(settings, powers).fit()
-    run_steps, kept = stages.run_steps, dataclasses.replace(powers, state_path=tmp_path / "state.pt")
-
-    class Killed(Exception):
-        pass
-
-    def killed_at(stop):
-        def run(total, step, state, path, **more):
-            def stopping(index):
-                if index == stop:
-                    raise Killed
-                return step(index)
-
-            return run_steps(total, stopping, state, path, save_seconds=-1.0, **more)
-
-        return run
-
-    for stop in (1, 3, 5) if kind is UniversalTSDFHidden else (1, 3):
-        monkeypatch.setattr(stages, "run_steps", killed_at(stop))
-        with pytest.raises(Killed):
-            kind(settings, kept).fit()
-    monkeypatch.setattr(stages, "run_steps", run_steps)
+    whole, kept = kind(settings, powers).fit(), dataclasses.replace(powers, state_path=tmp_path / "state.pt")
+    for index in (1, 3, 5) if kind is UniversalTSDFHidden else (1, 3):
+        killed_before(index, kind(settings, kept).fit)
     again = kind(settings, kept).fit()
     assert torch.equal(again.perturbation, whole.perturbation)
     assert torch.equal(again.protect(powers.images), whole.protect(powers.images))

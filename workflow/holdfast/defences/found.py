@@ -29,22 +29,10 @@ starts from uniform noise of +-epsilon (at W = 0 the losses have no slope) and x
 the image's own attributes, as in TSDF.
 """
 
-import torch
-
 from holdfast.defences.base import Defence
-from holdfast.defences.interruption import compact
-from holdfast.defences.momentum import momentum_step
 from holdfast.defences.options import options
-from holdfast.defences.pairs import Pairs
-from holdfast.defences.stages import (
-    Stage,
-    ensemble_gradient,
-    minibatch,
-    passes,
-    required,
-    run_stages,
-    uniform,
-)
+from holdfast.defences.pairs import PairsStage
+from holdfast.defences.stages import ensemble_gradient, run_stages
 from holdfast.errors import HoldfastError
 
 SETTINGS = {
@@ -108,67 +96,34 @@ SETTINGS = {
 DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
 
 
-class Disruption(Stage):
-    """The stage (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
+class Disruption(PairsStage):
+    """The stage (holdfast.defences.pairs). `settings` are those of this module."""
 
-    Args:
-        surroundings: holdfast.defences.base.Surroundings.
-        settings: those of this module.
+    name = "found"
 
-    Raises:
-        HoldfastError: there is no deepfake model.
-    """
+    def feature_slope(self, positions, place):
+        return self._slope("l_feature", self.pairs.features, positions, place)
 
-    kept = ("perturbation", "velocity")
+    def output_slope(self, positions, place, edit):
+        return self._slope("l_output", self.pairs.outputs, positions, place, edit)
 
-    def __init__(self, surroundings, settings):
-        self.surroundings, self.settings = surroundings, settings
-        required(surroundings.models, "deepfake model", "deepfakes")
-        self.batch, updates = passes(len(surroundings.images), settings["batch"])
-        self.per_batch = settings["feature_steps"] + settings["output_steps"]
-        self.steps = settings["iterations"] * updates * self.per_batch
-        self.pairs = Pairs(surroundings, self._compact, settings["diversity_size"])
-        start = uniform(surroundings.shape, surroundings.epsilon, *surroundings.seed_names, "found", "start")
-        self.perturbation = start.to(surroundings.device)
-        self.velocity = torch.zeros_like(self.perturbation)
+    def _slope(self, called, pair, positions, *how):
+        """The ensemble's slope of the MSE between the two of a pair, and the loss as a mean over the models.
 
-    def step(self, index):
-        """One update of W; returns the loss before it, as a mean over the models."""
-        s, settings = self.surroundings, self.settings
-        visit, turn = divmod(index, self.per_batch)
-        positions = minibatch(len(s.images), self.batch, visit, *s.seed_names, "found")
-        place = self.pairs.place(settings["diversity"], *s.seed_names, "found", "diversity", index)
-        of_features = turn < settings["feature_steps"]
-        if of_features:
-            losses = {name: self._features(name, place) for name in s.models}
-        else:
-            edit = visit * settings["output_steps"] + turn - settings["feature_steps"]
-            losses = {name: self._outputs(name, place, edit) for name in s.models}
-        slope, log = ensemble_gradient(self.perturbation, positions, s.batch, losses)
-        self.perturbation, self.velocity = momentum_step(
-            self.perturbation, slope, self.velocity, settings["step_size"], settings["momentum"], s.epsilon
-        )
-        # A row for each kind of step: a log's mean over both would say nothing.
-        return {"l_feature" if of_features else "l_output": log["mse"]}
+        `called` names the loss: a log's mean over both kinds of step would say nothing.
+        """
+        s = self.surroundings
 
-    def _compact(self, features):
-        return compact(features, self.settings["feature_size"], "sum")
+        def losses_of(name):
+            def losses(perturbation, positions):
+                clean, seen = pair(name, perturbation, positions, *how)
+                mse = (seen - clean).square().mean()
+                yield mse, {called: mse.item()}
 
-    def _features(self, name, place):
-        def losses(perturbation, positions):
-            clean, features = self.pairs.features(name, perturbation, positions, place)
-            mse = (features - clean).square().mean()
-            yield mse, {"mse": mse.item()}
+            return losses
 
-        return losses
-
-    def _outputs(self, name, place, edit):
-        def losses(perturbation, positions):
-            clean, outputs = self.pairs.outputs(name, perturbation, positions, place, edit)
-            mse = (outputs - clean).square().mean()
-            yield mse, {"mse": mse.item()}
-
-        return losses
+        losses = {name: losses_of(name) for name in s.models}
+        return ensemble_gradient(self.perturbation, positions, s.batch, losses)
 
 
 class FOUND(Defence):

@@ -112,11 +112,6 @@ def shrunk(images, side):
     return resized(small, images.shape[2])
 
 
-def as_stored(images):
-    """What a reader of the 8-bit file sees; as holdfast.data.pixels.stored, without leaving the device."""
-    return ((images.clamp(-1, 1) + 1) * LEVELS).round() / LEVELS - 1
-
-
 def stored_psnr(perturbation):
     """PSNR in dB, (N,), of an 8-bit image that takes each perturbation (N, 3, S, S) and is stored again.
 

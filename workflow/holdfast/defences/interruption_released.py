@@ -2,10 +2,9 @@
 
 import torch
 
-from holdfast.defences.interruption import compact, interruption_loss
-from holdfast.defences.momentum import momentum_step
-from holdfast.defences.pairs import Pairs
-from holdfast.defences.stages import Stage, gradient, minibatch, passes, required, uniform
+from holdfast.defences.interruption import interruption_loss
+from holdfast.defences.pairs import PairsStage
+from holdfast.defences.stages import gradient
 from holdfast.errors import HoldfastError
 
 
@@ -19,56 +18,26 @@ def model_weights(averages, temperature):
     return torch.softmax(averages / temperature, dim=0)
 
 
-class ReleasedInterruption(Stage):
-    """The stage (holdfast.defences.stages). `perturbation` is W, (1, 3, S, S).
+class ReleasedInterruption(PairsStage):
+    """The stage (holdfast.defences.pairs). `settings` are those of holdfast.defences.tsdf_released.
 
     `averages` (M,) holds the moving averages of the models' end-to-end losses.
-
-    Args:
-        surroundings: holdfast.defences.base.Surroundings.
-        settings: those of holdfast.defences.tsdf_released.
 
     Raises:
         HoldfastError: there is no deepfake model; at the first step: `feature_size` is null, and the models'
             features differ in size.
     """
 
+    name = "interruption"
     kept = ("perturbation", "velocity", "averages")
 
     def __init__(self, surroundings, settings):
-        self.surroundings, self.settings = surroundings, settings
-        required(surroundings.models, "deepfake model", "deepfakes")
-        self.batch, updates = passes(len(surroundings.images), settings["batch"])
-        self.per_batch = settings["feature_steps"] + settings["output_steps"]
-        self.steps = settings["iterations"] * updates * self.per_batch
-        self.pairs = Pairs(surroundings, self._compact, settings["diversity_size"])
-        self.names = (*surroundings.seed_names, "interruption")
-        self.perturbation = uniform(surroundings.shape, surroundings.epsilon, *self.names, "start").to(
-            surroundings.device
-        )
-        self.velocity = torch.zeros_like(self.perturbation)
+        super().__init__(surroundings, settings)
         self.averages = torch.zeros(len(surroundings.models), device=surroundings.device)
 
-    def step(self, index):
-        """One update of W; returns the losses before it."""
-        s, settings = self.surroundings, self.settings
-        visit, turn = divmod(index, self.per_batch)
-        positions = minibatch(len(s.images), self.batch, visit, *self.names)
-        place = self.pairs.place(settings["diversity"], *self.names, "diversity", index)
-        if turn < settings["feature_steps"]:
-            losses = self._features(place)
-            slope, log = gradient(self.perturbation, positions, s.batch, losses)
-        else:
-            turn -= settings["feature_steps"]
-            number = visit * settings["output_steps"] + turn
-            slope, log = self._end_to_end(positions, place, number)
-        self.perturbation, self.velocity = momentum_step(
-            self.perturbation, slope, self.velocity, settings["step_size"], settings["momentum"], s.epsilon
-        )
-        return log
-
-    def _compact(self, features):
-        return compact(features, self.settings["feature_size"], "sum")
+    def feature_slope(self, positions, place):
+        """(slope, log) of stage 1's loss of all models' features."""
+        return gradient(self.perturbation, positions, self.surroundings.batch, self._features(place))
 
     def _features(self, place):
         def losses(perturbation, positions):
@@ -89,17 +58,17 @@ class ReleasedInterruption(Stage):
 
         return losses
 
-    def _end_to_end(self, positions, place, number):
-        """(slope of the weighted losses, log) of end-to-end step `number`; one model after the other."""
+    def output_slope(self, positions, place, edit):
+        """(slope of the weighted losses, log) of end-to-end step `edit`; one model after the other."""
         slopes, losses = [], []
         for name in self.surroundings.models:
             slope, row = gradient(
-                self.perturbation, positions, self.surroundings.batch, self._outputs(name, place, number)
+                self.perturbation, positions, self.surroundings.batch, self._outputs(name, place, edit)
             )
             slopes.append(slope)
             losses.append(row["l_end"])
         self.averages = moving_average(
-            self.averages if number else None,
+            self.averages if edit else None,
             torch.tensor(losses, device=self.averages.device),
             self.settings["loss_average"],
         )
@@ -108,9 +77,9 @@ class ReleasedInterruption(Stage):
         slope = sum(weight * slope for weight, slope in zip(weights, slopes, strict=True))
         return slope, {"l_end": sum(losses) / len(losses)}
 
-    def _outputs(self, name, place, number):
+    def _outputs(self, name, place, edit):
         def losses(perturbation, positions):
-            yield self._part("output_share", self.pairs.outputs(name, perturbation, positions, place, number))
+            yield self._part("output_share", self.pairs.outputs(name, perturbation, positions, place, edit))
             yield self._part("feature_share", self.pairs.features(name, perturbation, positions, place))
 
         return losses

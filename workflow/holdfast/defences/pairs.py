@@ -7,7 +7,9 @@ effect and not that of the change.
 import torch
 
 from holdfast.defences.diversity import diversified, placed
-from holdfast.defences.interruption import clean_features
+from holdfast.defences.interruption import clean_features, compact
+from holdfast.defences.momentum import momentum_step
+from holdfast.defences.stages import Stage, minibatch, passes, required, uniform
 
 
 class Pairs:
@@ -66,3 +68,54 @@ class Pairs:
     def _chosen(self, name, positions):
         s = self.surroundings
         return s.images[positions].to(s.device), s.labels[name][positions].to(s.device)
+
+
+class PairsStage(Stage):
+    """A stage of MI-FGSM on pairs: each minibatch gets steps on features, then end-to-end steps.
+
+    `perturbation` is W, (1, 3, S, S). A stage has a `name`, which seeds the start, the order of the images
+    and the diversity; ``feature_slope(positions, place)`` and ``output_slope(positions, place, edit)``, each
+    of which gives (slope to ascend, log).
+
+    Args:
+        surroundings: holdfast.defences.base.Surroundings.
+        settings: iterations (passes), batch, feature_steps, output_steps, step_size, momentum, diversity,
+            diversity_size and feature_size, as in holdfast.defences.found.
+
+    Raises:
+        HoldfastError: there is no deepfake model.
+    """
+
+    name = ""
+    kept = ("perturbation", "velocity")
+
+    def __init__(self, surroundings, settings):
+        self.surroundings, self.settings = surroundings, settings
+        required(surroundings.models, "deepfake model", "deepfakes")
+        self.batch, updates = passes(len(surroundings.images), settings["batch"])
+        self.per_batch = settings["feature_steps"] + settings["output_steps"]
+        self.steps = settings["iterations"] * updates * self.per_batch
+        self.pairs = Pairs(surroundings, self._compact, settings["diversity_size"])
+        self.names = (*surroundings.seed_names, self.name)
+        start = uniform(surroundings.shape, surroundings.epsilon, *self.names, "start")
+        self.perturbation = start.to(surroundings.device)
+        self.velocity = torch.zeros_like(self.perturbation)
+
+    def step(self, index):
+        """One update of W; returns the losses before it."""
+        s, settings = self.surroundings, self.settings
+        visit, turn = divmod(index, self.per_batch)
+        positions = minibatch(len(s.images), self.batch, visit, *self.names)
+        place = self.pairs.place(settings["diversity"], *self.names, "diversity", index)
+        if turn < settings["feature_steps"]:
+            slope, log = self.feature_slope(positions, place)
+        else:
+            edit = visit * settings["output_steps"] + turn - settings["feature_steps"]
+            slope, log = self.output_slope(positions, place, edit)
+        self.perturbation, self.velocity = momentum_step(
+            self.perturbation, slope, self.velocity, settings["step_size"], settings["momentum"], s.epsilon
+        )
+        return log
+
+    def _compact(self, features):
+        return compact(features, self.settings["feature_size"], "sum")

@@ -33,9 +33,9 @@ last one of all where there is none. M, the split:
 | anchors, count, overlap | matching, 100, 0.35 | hiding.py; the detectors' own matching threshold |
 | detected_above, kappa | 0.5, 2 | a margin of -2 is a score of 0.12 |
 | balance | normalised | no detector decides alone |
-| split, tau, beta, share | whole, 0.04, 0.4, 0.25 | whole: measured best |
+| split, tau, beta, share | whole, 0.04, 0.4, 0.25 | a mask by intensity leaves faces seen (method.md) |
 | when_hidden | ascend | per image; or "restore": a step back to W0; "stay" |
-| interruption_weight (lambda), weight_factor | 1, 0.8 | ours: at a fixed 1 two thirds of the faces stayed |
+| interruption_weight (lambda), weight_factor | 1, 0.8 | ours |
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
@@ -50,6 +50,7 @@ Several faces in a photograph are all hidden. An image does not depend on those 
 
 import torch
 
+from holdfast.data.pixels import stored
 from holdfast.defences import hiding
 from holdfast.defences.base import Defence
 from holdfast.defences.diversity import diversified, placed
@@ -392,15 +393,15 @@ class TSDFHidden(Defence):
         start = poisoning.bounded(interruption).expand_as(images).contiguous()
         mask = poisoning.mask(
             interruption,
-            lambda: poisoning.slope(hiding.as_stored(images + start), targets, 0)[0],
-            lambda: poisoning.ascent(hiding.as_stored(images + start), clean)[0],
+            lambda: poisoning.slope(stored(images + start), targets, 0)[0],
+            lambda: poisoning.ascent(stored(images + start), clean)[0],
         )
         found, velocity, kept = start, torch.zeros_like(images), start
         ever = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         best = torch.zeros(len(images), device=images.device)
         both_goals = settings["interruption_weight"] > 0 or then == "ascend"
         for step in range(settings["poison_iterations"] + 1):
-            seen = hiding.as_stored(images + found)
+            seen = stored(images + found)
             slope, hidden = poisoning.slope(seen, targets, step)
             ascent, value = poisoning.ascent(seen, clean) if both_goals else (None, best)
             # Kept is what has been looked at; an image that was never hidden keeps its last iterate.
