@@ -29,7 +29,7 @@ SIZES = re.compile(
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
                       |feature_size|skip|title)
-    | attacker\.(images|iterations|generator_rate|discriminator_rate)
+    | attacker\.(images|models|seeds|iterations|generator_rate|discriminator_rate)
     | studies\.\w+\.(skip|vary\.\w+)""",
     re.VERBOSE,
 )
@@ -222,6 +222,19 @@ def test_a_reference_to_nothing_that_is_run(changes, key, repair):
 def test_health_asks_for_no_more_attributes_than_it_names():
     error = refusal({"deepfakes": {"stargan": {"health": {"attributes": ["Male"], "least": 2}}}})
     assert "deepfakes.stargan.health.least" in str(error) and "least: 1" in error.repair
+
+
+def test_the_attacker_may_retrain_some_models_on_what_some_seeds_gave():
+    two = {"stargan": {}, "attgan": {}}
+    found = config.complete(small(deepfakes=two, perturbation_seeds=[0, 1, 2]))
+    assert config.attackers_models(found) == ["stargan", "attgan"]
+    assert config.attackers_seeds(found) == [0, 1, 2]
+    chosen = {"models": ["attgan"], "seeds": [2, 0]}
+    found = config.complete(small(deepfakes=two, perturbation_seeds=[0, 1, 2], attacker=chosen))
+    assert config.attackers_models(found) == ["attgan"] and config.attackers_seeds(found) == [0, 2]
+    told = str(refusal({"attacker": {"models": ["attgan"]}}))
+    assert "attacker.models refers to nothing that is run" in told and "models: [stargan]" in told
+    assert "attacker.seeds refers to nothing" in str(refusal({"attacker": {"seeds": [1]}}))
 
 
 def test_the_attacker_may_harvest_with_all_detectors():

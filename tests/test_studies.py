@@ -50,6 +50,23 @@ def test_variants_are_the_base_with_their_settings_laid_over():
     assert config.complete(found) == found
 
 
+def test_variants_that_differ_behind_the_first_stage_share_it():
+    found = complete(
+        tau=TAU,
+        signs={
+            "defence": "tsdf",
+            "vary": {"enhancement_sign": ["ascend", "descend"], "mask_acts_on": ["update", "perturbation"]},
+        },
+    )
+    assert list(config.first_stages(found)) == ["tsdf", "tsdf-enhancement_sign=descend"]
+    method, settings = config.first_stages(found)["tsdf-enhancement_sign=descend"]
+    assert method == "tsdf" and settings["enhancement_sign"] == "descend" and "tau" not in settings
+    shared = "tsdf-enhancement_sign=descend-mask_acts_on=update"
+    assert config.first_stage_of(found, shared) == "tsdf-enhancement_sign=descend"
+    assert config.first_stage_of(found, "tsdf-tau=0") == "tsdf"
+    assert config.first_stage_of(found, "ssod") is None
+
+
 def test_the_product_then_single_variants_under_shared_settings():
     study = {
         "defence": "tsdf",

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from holdfast.config import registered
+from holdfast.config import first_stage_settings, registered
 from holdfast.data.pixels import stored, to_bytes
 from holdfast.deepfakes.model import freeze
 from holdfast.deepfakes.stargan import SETTINGS, StarGAN
 from holdfast.defences import DEFENCES
 from holdfast.defences.base import Defence, Surroundings
+from holdfast.defences.stages import run_stages
 from holdfast.detectors.retinaface import RetinaFace
 from holdfast.detectors.s3fd import S3FD
 from holdfast.detectors.training import initialise
@@ -412,6 +413,22 @@ def test_a_killed_defence_goes_on_and_ends_like_an_uninterrupted_one(
     for index in (1, 3):
         killed_before(index, DEFENCES[name](short(name), kept).fit)
     assert torch.equal(DEFENCES[name](short(name), kept).fit().perturbation, fitted[name][0].perturbation)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in DEFENCES.items() if kind.first_stage])
+def test_a_first_stage_needs_what_its_module_names_and_gives_what_the_defence_would_learn(
+    surroundings, fitted, name
+):
+    complete = DEFENCES[name](short(name), surroundings).settings
+    # Only these, and no detector: all that differ in others share the result.
+    named = {key: complete[key] for key in first_stage_settings(name)}
+    alone = dataclasses.replace(surroundings, detectors={})
+    stage = DEFENCES[name].first_stage(alone, named)
+    run_stages({"first": stage}, None)
+    assert stage.steps > 0
+    given = dataclasses.replace(surroundings, first=stage.perturbation)
+    defence = DEFENCES[name](short(name), given).fit()
+    assert torch.equal(defence.perturbation, fitted[name][0].perturbation)
 
 
 @pytest.mark.parametrize("name", DEFENCES)

@@ -231,6 +231,17 @@ def test_two_attackers_are_kept_apart():
     assert ("l2_mask", "retrained, harvested by S3FD") in wide("table_III", table).columns
 
 
+def test_a_model_that_the_attacker_leaves_alone_says_so():
+    attacker = {"detector": "retinaface", "models": ["stargan"]}
+    tables = build(a_run(), training_set="celeba", attacker=attacker)
+    where = {"dataset": "CelebA", "subject": "AttGAN", "method": "TSDF"}
+    for name, state in (("table_III", "retrained"), ("table_V", "poisoned")):
+        found = cell(tables[name], state=state, metric="ssim", **where)
+        assert found["measured"] == NOT_MEASURED and "does not retrain AttGAN" in found["why"]
+    before = cell(tables["table_III"], state="original", metric="ssim", **where)
+    assert "retrain" not in before["why"]
+
+
 @pytest.mark.parametrize("state", ["original", "retrained"])
 def test_a_cell_measured_twice_is_refused(state):
     with pytest.raises(HoldfastError, match="two records measure l2_mask"):

@@ -9,10 +9,11 @@ from test_per_image import NAMES, Chain
 
 from holdfast import config as configs
 from holdfast.deepfakes.classifier import AttributeClassifier
-from holdfast.files import read_json
+from holdfast.files import read_json, sha256_of
 from holdfast.papers.reported import REPORTED
 from holdfast.records import read_records
 from holdfast.stages.measure import measure_detection, measure_images, measure_outputs
+from holdfast.stages.perturb import first_stage, perturb
 from holdfast.stages.publish import tables
 
 TSDF = {
@@ -114,6 +115,23 @@ def test_a_variant_differs_from_its_base_by_its_settings_only(chain):
     assert [about["defence"] for about in told] == ["tsdf", "tsdf-tau=0"]
     first, second = (about["settings"] for about in told)
     assert {key for key in first if first[key] != second[key]} == {"tau"}
+
+
+def test_variants_share_their_first_stage_and_end_as_if_each_had_run_it(chain):
+    assert list(configs.first_stages(chain.config)) == [
+        "tsdf",
+        "tsdf-feature_distance=none",
+        "tsdf-feature_distance=kl_divergence",
+        "tsdf-feature_distance=wasserstein",
+    ]
+    first = chain.folder / "first.safetensors"
+    first_stage(chain.config, "tsdf", 0, chain.faces, chain.models, first)
+    for name in ("tsdf", "tsdf-tau=0"):
+        assert configs.first_stage_of(chain.config, name) == "tsdf"
+        again = [chain.folder / f"again.{ending}" for ending in ("safetensors", "json")]
+        perturb(chain.config, name, 0, chain.faces, chain.models, chain.detectors, *again, first)
+        assert again[0].read_bytes() == (chain.folder / f"{name}.safetensors").read_bytes()
+        assert sha256_of(first) in read_json(again[1])["provenance"]["inputs"].values()
 
 
 def test_a_study_does_not_change_the_defence_that_it_varies(chain):

@@ -156,7 +156,8 @@ def test_a_study_alone_asks_only_for_what_its_table_needs(pipeline_copy):
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
     for rule in ("perturb", "protect", "measure_outputs", "measure_images", "measure_detection"):
         assert counts[rule] == 2, rule
-    assert counts["study"] == 1 and not counts.keys() & {"harvest", "retrain", "tables", "report"}
+    assert counts["study"] == counts["first_stage"] == 1
+    assert not counts.keys() & {"harvest", "retrain", "tables", "report"}
 
 
 def test_dry_run_at_the_papers_scale(pipeline_copy):
@@ -169,3 +170,13 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     # 11 defences, and 24 variants of two of them, of which the attacker sees nothing.
     assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (35, 11 * 3, 11 * 4)
     assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 24, 4)
+    # Of four defences, and of the variants that change it: three distances and a sign.
+    assert counts["first_stage"] == 4 + 3 + 1
+    chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], seeds: [1]}\n"
+    (pipeline.folder / "chosen.yaml").write_text(chosen)
+    given = ("-n", "--cores", "all", "--configfile", "chosen.yaml")
+    finished = pipeline.run("--workflow-profile", "profiles/default", *given)
+    told = finished.stdout + finished.stderr
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (35 * 2, 11 * 3, 11)
+    assert counts["measure_outputs"] == (11 * 2 + 24) * 2 + 11

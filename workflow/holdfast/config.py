@@ -60,9 +60,9 @@ def registered(section):
     folder = PACKAGE / SECTIONS.get(section, section)
     modules = [_literals(path) for path in sorted(folder.glob("*.py"))]
     common = {}
-    for names, settings in modules:
-        common |= {} if names else settings
-    return {name: {**common, **settings} for names, settings in modules for name in names}
+    for module in modules:
+        common |= {} if module["REGISTER"] else module["SETTINGS"]
+    return {name: {**common, **module["SETTINGS"]} for module in modules for name in module["REGISTER"]}
 
 
 def modules_of(section, name):
@@ -71,7 +71,7 @@ def modules_of(section, name):
     """
     folder = SECTIONS.get(section, section)
     beside = {path.stem: path for path in sorted((PACKAGE / folder).glob("*.py"))}
-    found = [next(stem for stem, path in beside.items() if name in _literals(path)[0])]
+    found = [next(stem for stem, path in beside.items() if name in _literals(path)["REGISTER"])]
     for stem in found:  # grows on the way
         for node in ast.walk(ast.parse(beside[stem].read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -83,25 +83,28 @@ def modules_of(section, name):
 
 
 def _literals(path):
-    names, settings = [], {}
+    """What the text of a module says of REGISTER (names), SETTINGS and FIRST_STAGE."""
+    found = {"REGISTER": [], "SETTINGS": {}, "FIRST_STAGE": ()}
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
             continue
+        name, value = node.targets[0].id, node.value
         try:
-            if node.targets[0].id == "REGISTER" and isinstance(node.value, ast.Dict):
-                names = [ast.literal_eval(key) for key in node.value.keys]
-            elif node.targets[0].id == "SETTINGS" and isinstance(node.value, ast.Attribute):
+            if name == "REGISTER" and isinstance(value, ast.Dict):
+                found[name] = [ast.literal_eval(key) for key in value.keys]
+            elif name == "SETTINGS" and isinstance(value, ast.Attribute):
                 # SETTINGS = stargan.SETTINGS: those of the module beside it.
-                settings = _literals(path.with_name(f"{ast.unparse(node.value.value)}.py"))[1]
-            elif node.targets[0].id == "SETTINGS":
-                settings = ast.literal_eval(node.value)
+                found[name] = _literals(path.with_name(f"{ast.unparse(value.value)}.py"))[name]
+            elif name in ("SETTINGS", "FIRST_STAGE"):
+                found[name] = ast.literal_eval(value)
         except ValueError as error:
+            wanted = "tuple of strings" if name == "FIRST_STAGE" else "dictionary with plain strings as keys"
             raise HoldfastError(
-                f"{node.targets[0].id} of {path.name} cannot be read, line {node.lineno}",
-                expected="a literal dictionary with plain strings as keys",
+                f"{name} of {path.name} cannot be read, line {node.lineno}",
+                expected=f"a literal {wanted}",
                 repair="write it out; it is read without running the module",
             ) from error
-    return names, settings
+    return found
 
 
 def full_schema():
@@ -198,6 +201,14 @@ def _check_references(config):
             nearest = _nearest(name, running) or next(iter(running), None)
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
+    for key, running in (
+        ("models", list(active(config, "deepfakes"))),
+        ("seeds", config["perturbation_seeds"]),
+    ):
+        lost = [one for one in config["attacker"][key] or [] if one not in running]
+        if lost:
+            known = ", ".join(map(str, running))
+            refuse(f"attacker.{key}", ", ".join(map(str, lost)), known, f"write `{key}: [{known}]`, or fewer")
     for name in config["metrics"]:
         if name not in registered(METRICS):
             known = registered(METRICS)
@@ -314,6 +325,35 @@ def defence_of(config, name):
     if name in config["defences"]:
         return name, config["defences"][name]
     return variants(config)[name]
+
+
+def first_stages(config):
+    """{name: (registered name, {setting: value})} of the first stages that the run's defences begin with.
+
+    A defence's module may name the settings that decide its first stage (FIRST_STAGE). Variants that differ
+    in others only share it; it has the name of the variant that differs in nothing else.
+    """
+    names = [*active(config, "defences"), *variants(config)]
+    found = {}
+    for name in names:
+        stage = first_stage_of(config, name)
+        if stage is not None:
+            method, entry = defence_of(config, name)
+            found[stage] = method, {key: entry[key] for key in first_stage_settings(method)}
+    return found
+
+
+def first_stage_of(config, name):
+    """The name, in :func:`first_stages`, of the stage that a defence begins with; None if it has only one."""
+    method, entry = defence_of(config, name)
+    settings = first_stage_settings(method)
+    return studies.named(method, config["defences"][method], entry, settings) if settings else None
+
+
+@functools.cache
+def first_stage_settings(method):
+    """Names of the settings that decide the first stage of a registered defence; () of one without."""
+    return _literals(PACKAGE / modules_of("defences", method)[0])["FIRST_STAGE"]
 
 
 def active(config, section):
@@ -492,6 +532,18 @@ def all_attributes(config):
 def attackers_detectors(config, name):
     """The detectors that the attacker runs if his detector is called `name`: that one, or all."""
     return list(active(config, "detectors")) if name == UNION else [name]
+
+
+def attackers_models(config):
+    """The deepfake models that the attacker retrains, in the config's order."""
+    chosen, running = config["attacker"]["models"], active(config, "deepfakes")
+    return [name for name in running if chosen is None or name in chosen]
+
+
+def attackers_seeds(config):
+    """The perturbation seeds whose protected faces he collects, in the config's order."""
+    chosen = config["attacker"]["seeds"]
+    return [seed for seed in config["perturbation_seeds"] if chosen is None or seed in chosen]
 
 
 def scenes_source(config):

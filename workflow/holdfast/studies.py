@@ -54,7 +54,7 @@ def expanded(where, study, base, known):
             for setting in known
             if setting in laid_over and not (setting in base and _same(laid_over[setting], base[setting]))
         }
-        name = _named(where, study["defence"], changed)
+        name = _checked(where, study["defence"], changed)
         found.append((name, {**base, **changed}, title_of(study, values)))
     for what, column in (("are one defence", 0), ("share a title", 2)):
         names = [variant[column] for variant in found]
@@ -69,7 +69,17 @@ def expanded(where, study, base, known):
     return found
 
 
-def _named(where, base, changed):
+def named(method, base, entry, settings):
+    """What a defence is called that differs from `base` as `entry` does, as far as `settings` go."""
+    changed = {setting: entry[setting] for setting in settings if not _same(entry[setting], base[setting])}
+    return _name(method, changed)
+
+
+def _name(base, changed):
+    return base + "".join(f"-{setting}={_text(value)}" for setting, value in changed.items())
+
+
+def _checked(where, base, changed):
     for setting, value in changed.items():
         if not _SAFE.fullmatch(_text(value)):
             raise HoldfastError(
@@ -78,7 +88,7 @@ def _named(where, base, changed):
                 expected="numbers, true, false, null, or words of letters, digits and . _ + -",
                 repair=f"give {where}.settings what all variants share, and vary something else",
             )
-    name = base + "".join(f"-{setting}={_text(value)}" for setting, value in changed.items())
+    name = _name(base, changed)
     if len(name) > LONGEST:
         raise HoldfastError(
             f"config key {where} gives a variant a name that is too long for file names",

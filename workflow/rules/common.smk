@@ -8,6 +8,8 @@ DATASETS = settings.active(config, "datasets")
 DEEPFAKES = settings.active(config, "deepfakes")
 DETECTORS = settings.active(config, "detectors")
 DEFENCES = settings.active(config, "defences")
+# What some of them begin with, shared by all variants that agree in it: {name: (defence, settings)}.
+FIRST_STAGES = settings.first_stages(config)
 # What the studies derive from them. Learnt, protected and measured by the same rules, but only for the studies'
 # tables: never harvested, and in no other table.
 VARIANTS = settings.variants(config)
@@ -18,6 +20,8 @@ STUDIES = {
 SEEDS = config["perturbation_seeds"]
 TRAINING_SET = config["training_set"]
 ATTACKER = config["attacker"]["detector"]
+ATTACKED = settings.attackers_models(config)  # whom he retrains
+ATTACKED_SEEDS = settings.attackers_seeds(config)
 HARVESTERS = list(dict.fromkeys([*DETECTORS, ATTACKER]))
 TABLES = ["I", "II", "III", "IV", "V", "VI"]
 FIGURES = ["5", "6", "7"]
@@ -37,6 +41,7 @@ wildcard_constraints:
     model=one_of(DEEPFAKES),
     detector=one_of(HARVESTERS),
     defence=one_of([*DEFENCES, *VARIANTS]),
+    stage=one_of(FIRST_STAGES),
     seed=one_of(SEEDS),
     split="train|test",
     study=one_of(STUDIES),
@@ -79,6 +84,12 @@ def deepfake_weights(model):
 
 def detector_weights(detector):
     return R / f"detectors/{detector}/weights.safetensors"
+
+
+def first_stage(wildcards):
+    """What a defence begins with, where that is a job of its own."""
+    stage = settings.first_stage_of(config, wildcards.defence)
+    return [R / f"first_stages/{stage}/{wildcards.seed}/perturbation.safetensors"] if stage else []
 
 
 def attackers_weights(wildcards):

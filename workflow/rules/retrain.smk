@@ -45,7 +45,7 @@ rule retrain:
         gpu=1,
     params:
         settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
-        attacker=config["attacker"],
+        attacker={k: config["attacker"][k] for k in ("iterations", "generator_rate", "discriminator_rate")},
         common=COMMON,
     script:
         "../scripts/retrain.py"

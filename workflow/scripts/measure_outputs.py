@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from holdfast.config import active
+from holdfast.config import active, attackers_models
 from holdfast.jobs import job
 
 with job(snakemake.log[0]):
     from holdfast.stages.measure import measure_outputs
 
     config, given, names = snakemake.config, snakemake.input, snakemake.wildcards
+    models = active(config, "deepfakes") if names.state == "original" else attackers_models(config)
     measure_outputs(
         config,
         names.dataset,
@@ -18,6 +19,6 @@ with job(snakemake.log[0]):
         Path(given.protected) / "index.csv",
         given.faces,
         given.classifier,
-        dict(zip(active(config, "deepfakes"), given.models)),
+        dict(zip(models, given.models)),
         snakemake.output.records,
     )

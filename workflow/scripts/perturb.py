@@ -16,4 +16,5 @@ with job(snakemake.log[0], snakemake.config["threads"]):
         dict(zip(active(config, "detectors"), snakemake.input.detectors)),
         snakemake.output.perturbation,
         snakemake.output.about,
+        next(iter(snakemake.input.first), None),
     )

@@ -31,6 +31,8 @@ class Surroundings:
         seed_names: names that seed everything random (holdfast.seeds).
         device: where to compute.
         state_path: where a long optimisation may keep its state; None to keep none.
+        first: (1, 3, S, S), what the defence's :attr:`Defence.first_stage` has found, or None where it is
+            still to be run.
     """
 
     models: dict
@@ -42,6 +44,7 @@ class Surroundings:
     device: str = "cpu"
     state_path: Path | None = None
     batch: int = field(default=8)
+    first: torch.Tensor | None = None
 
     @property
     def shape(self):
@@ -57,12 +60,17 @@ class Defence:
         universal: True if :meth:`learn` makes one perturbation for all faces.
         from_universal: True if a defence per image starts from a perturbation that :meth:`learn` makes:
             it is learnt, saved and loaded like a universal one, and :meth:`perturb` goes on from it.
+        first_stage: None, or what :meth:`learn` begins with: a function (surroundings, settings) that gives
+            a stage (holdfast.defences.stages) with a `perturbation`, and uses no detector. Its module's
+            FIRST_STAGE names the settings that it looks at: variants that agree in them share the result,
+            which is computed once and then stands in `surroundings.first`.
         perturbation: the learnt perturbation (1, 3, S, S), |.| <= epsilon, once fitted or loaded.
     """
 
     title = ""
     universal = True
     from_universal = False
+    first_stage = None
 
     def __init__(self, settings, surroundings):
         self.settings, self.surroundings = settings, surroundings

@@ -52,7 +52,7 @@ from holdfast.defences.interruption import DISTANCES, Interruption
 from holdfast.defences.options import options
 from holdfast.defences.poisoning import OBJECTIVES, Poisoning
 from holdfast.defences.separation import combined
-from holdfast.defences.stages import run_stages
+from holdfast.defences.stages import first_stage_of, run_stages
 
 SETTINGS = {
     "iterations": {
@@ -206,6 +206,22 @@ SETTINGS = {
         "description": "Clean score above which a prior counts as a detected box in Eq. 13.",
     },
 }
+FIRST_STAGE = (
+    "iterations",
+    "batch",
+    "steps_per_batch",
+    "step_size",
+    "momentum",
+    "lambda_enh",
+    "alpha",
+    "sigma",
+    "restandardise",
+    "feature_distance",
+    "feature_size",
+    "feature_reduction",
+    "enhancement_sign",
+    "enhancement_target",
+)
 DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
 CHOICES = {
     "feature_distance": tuple(DISTANCES),
@@ -222,6 +238,7 @@ class TSDF(Defence):
     """After `learn`, `stages` holds the finished stages: {"interruption": W0, "poisoning": delta}."""
 
     title = "TSDF"
+    first_stage = Interruption
 
     def __init__(self, settings, surroundings):
         super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
@@ -233,7 +250,7 @@ class TSDF(Defence):
         Raises:
             HoldfastError: there is no deepfake model, or `tau` is above 0 and there is no detector.
         """
-        interruption = Interruption(self.surroundings, self.settings)
+        interruption = first_stage_of(self)
         self.stages = {"interruption": interruption}
         if self.settings["tau"] > 0:
             self.stages["poisoning"] = Poisoning(self.surroundings, self.settings, interruption)

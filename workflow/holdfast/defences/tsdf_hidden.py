@@ -58,7 +58,7 @@ from holdfast.defences.interruption import Interruption, clean_features, compact
 from holdfast.defences.momentum import normalised
 from holdfast.defences.options import options
 from holdfast.defences.separation import intensity_mask
-from holdfast.defences.stages import Stage, gradient, minibatch, passes, required, run_stages
+from holdfast.defences.stages import Stage, first_stage_of, gradient, minibatch, passes, required, run_stages
 from holdfast.defences.tsdf import DEFAULTS as TSDF_DEFAULTS
 from holdfast.seeds import generator
 
@@ -216,7 +216,7 @@ CHOICES = {
     "split": ("whole", "intensity", "sensitivity"),
     "when_hidden": ("ascend", "restore", "stay"),
 }
-STAGE_1 = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
+FIRST_STAGE = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
 FRAME = 1.13  # side of the frame of `diversity`: TSDF's released code has 290 of 256 pixels
 
 
@@ -355,7 +355,7 @@ class HidingPoisoning:
 
 def interruption_stage(surroundings, settings):
     """Stage 1: TSDF's, with this module's settings on top of TSDF's defaults."""
-    return Interruption(surroundings, {**TSDF_DEFAULTS, **{key: settings[key] for key in STAGE_1}})
+    return Interruption(surroundings, {**TSDF_DEFAULTS, **{key: settings[key] for key in FIRST_STAGE}})
 
 
 class TSDFHidden(Defence):
@@ -367,6 +367,7 @@ class TSDFHidden(Defence):
     title = "TSDF hidden"
     universal = False
     from_universal = True
+    first_stage = staticmethod(interruption_stage)
 
     def __init__(self, settings, surroundings):
         super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
@@ -376,7 +377,7 @@ class TSDFHidden(Defence):
 
     def learn(self):
         """W0, (1, 3, S, S)."""
-        interruption = interruption_stage(self.surroundings, self.settings)
+        interruption = first_stage_of(self)
         run_stages({"interruption": interruption}, self.surroundings.state_path, self.title)
         return interruption.perturbation
 
@@ -505,6 +506,7 @@ class UniversalTSDFHidden(Defence):
     """One perturbation. Raises a HoldfastError as :class:`TSDFHidden` does."""
 
     title = "TSDF hidden (universal)"
+    first_stage = staticmethod(interruption_stage)
 
     def __init__(self, settings, surroundings):
         super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
@@ -513,7 +515,7 @@ class UniversalTSDFHidden(Defence):
 
     def learn(self):
         """(1, 3, S, S)."""
-        interruption = interruption_stage(self.surroundings, self.settings)
+        interruption = first_stage_of(self)
         stages = {
             "interruption": interruption,
             "hiding": UniversalHiding(self.surroundings, self.settings, interruption),

@@ -63,7 +63,7 @@ from holdfast.defences.interruption_released import ReleasedInterruption
 from holdfast.defences.options import options
 from holdfast.defences.poisoning_released import ReleasedPoisoning
 from holdfast.defences.separation import combined
-from holdfast.defences.stages import run_stages
+from holdfast.defences.stages import first_stage_of, run_stages
 from holdfast.errors import HoldfastError
 
 SETTINGS = {
@@ -257,6 +257,28 @@ SETTINGS = {
         "description": "Weight of the S3FD term, which raises S3FD's face scores; 0 leaves it out.",
     },
 }
+FIRST_STAGE = (
+    "iterations",
+    "batch",
+    "feature_steps",
+    "output_steps",
+    "step_size",
+    "momentum",
+    "feature_size",
+    "feature_distance",
+    "enhancement_sign",
+    "enhancement_target",
+    "lambda_enh",
+    "alpha",
+    "sigma",
+    "restandardise",
+    "output_share",
+    "feature_share",
+    "loss_average",
+    "temperature",
+    "diversity",
+    "diversity_size",
+)
 DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
 CHOICES = {name: tuple(setting["enum"]) for name, setting in SETTINGS.items() if "enum" in setting}
 
@@ -265,6 +287,7 @@ class TSDFReleased(Defence):
     """After `learn`, `stages` holds the finished stages: {"interruption": W0, "poisoning": delta}."""
 
     title = "TSDF (released)"
+    first_stage = ReleasedInterruption
 
     def __init__(self, settings, surroundings):
         super().__init__(options(self.title, DEFAULTS, settings, CHOICES), surroundings)
@@ -284,7 +307,7 @@ class TSDFReleased(Defence):
             HoldfastError: there is no deepfake model; or `tau` is above 0 and there is no detector, or no
                 S3FD for the S3FD term.
         """
-        interruption = ReleasedInterruption(self.surroundings, self.settings)
+        interruption = first_stage_of(self)
         self.stages = {"interruption": interruption}
         if self.settings["tau"] > 0:
             self.stages["poisoning"] = ReleasedPoisoning(self.surroundings, self.settings, interruption)

@@ -158,9 +158,12 @@ def _notes(plan, notes):
     ):
         titles = [_title(plan, group, name) for name, entry in plan[group].items() if not entry.get("skip")]
         rows.append((heading, ", ".join(titles) or "none"))
-    attacker = (plan.get("attacker") or {}).get("detector")
-    if attacker:
-        rows.append(("The attacker harvests with", _title(plan, "detectors", attacker)))
+    attacker = plan.get("attacker") or {}
+    if attacker.get("detector"):
+        rows.append(("The attacker harvests with", _title(plan, "detectors", attacker["detector"])))
+    if attacker.get("models"):
+        titles = [_title(plan, "deepfakes", name) for name in attacker["models"]]
+        rows.append(("He retrains", ", ".join(titles)))
     rows.append(("Seeds", ", ".join(str(seed) for seed in plan["seeds"])))
     facts = "".join(f"<tr><th>{_text(a)}</th><td>{_text(b)}</td></tr>" for a, b in rows)
     left_out = f"<h3>Left out</h3><ul>{''.join(skipped)}</ul>" if skipped else ""

@@ -145,6 +145,7 @@ _DIRECTIONS_OF_STUDY = {
 
 AVERAGE, PAIR, PAIR_MODELS = "Avg", "StarGAN+AttGAN", ("StarGAN", "AttGAN")
 _IMAGES = "protected image"
+_RETRAINED = ("retrained", "after", "poisoned")  # states of models on which the attacker has worked
 _KEY = ("dataset", "subject", "method", "metric", "state", "attacker")
 _KINDS = {"outputs", "images", "detection", "harvest", "model"}
 _SUBJECT_KEYS = {
@@ -176,8 +177,9 @@ def build_tables(records, plan, reported, only=None):
         plan: what the config asks for: ``training_set`` (name), ``datasets``, ``deepfakes``,
             ``detectors`` and ``defences`` (each {name: {"title": text, "skip": None or the reason}}, in
             the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
-            ({"detector": name}), whose detector stands beside the reported cells where several harvested,
-            and ``studies`` ({table name: {"title": text, "defences": as above, those of the study}}).
+            ({"detector": name, "models": names or None}: his detector stands beside the reported cells
+            where several harvested, and he retrains only these models) and ``studies``
+            ({table name: {"title": text, "defences": as above, those of the study}}).
         reported: DataFrame of :func:`holdfast.papers.reported.load_reported`.
         only: names of the tables that are wanted; None: all.
 
@@ -365,8 +367,15 @@ class _Names:
             if entry.get("skip")
         }
         self.training = self.title("datasets", plan["training_set"])
-        chosen = (plan.get("attacker") or {}).get("detector")
+        attacker = plan.get("attacker") or {}
+        chosen, retrained = attacker.get("detector"), attacker.get("models")
         self.attacker = self.title("detectors", chosen) if chosen else None
+        #: Titles of the models that the attacker does not retrain.
+        self.left_alone = (
+            []
+            if retrained is None
+            else [title for name, title in self.groups["deepfakes"].items() if name not in retrained]
+        )
 
     def title(self, group, name):
         return self.groups[group].get(name, OWN_TITLES.get((group, name), name))
@@ -524,12 +533,11 @@ def _reported_cells(name, paper, attacker):
     renamed = {"ssim": "ssim_released", "f1": "f1_released"}
     if name == "table_V":
         renamed["fid"] = "fid_clean"
-    after = ("retrained", "after", "poisoned")
     cells = {}
     for cell in paper.to_dict("records"):
         metric, state = renamed.get(cell["metric"], cell["metric"]), cell["state"] or NOTHING
         method = NOTHING if state == "healthy" else cell["method"]
-        who = attacker if state in after else NOTHING
+        who = attacker if state in _RETRAINED else NOTHING
         cells[cell["dataset"], cell["subject"], method, metric, state, who] = cell["value"]
     return cells
 
@@ -701,6 +709,8 @@ def _reason(name, row, cell, names):
         return f"the models are trained and retrained on {names.training} in this run"
     if row["method"] == names.control and layout_named(name)["kind"] in ("outputs", "images"):
         return _UNPROTECTED
+    if row.get("state") in _RETRAINED and row["subject"] in names.left_alone:
+        return f"the attacker does not retrain {row['subject']} in this run (attacker.models)"
     if row["subject"] in (AVERAGE, PAIR):
         return "none of its models has this value"
     return "the run has no record of it"

@@ -2,16 +2,22 @@
 
 import time
 
-from holdfast.config import defence_of
+from safetensors.torch import load_file
+
+from holdfast.config import defence_of, first_stages
 from holdfast.data.pixels import stored
 from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
+from holdfast.defences.stages import run_stages
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json
 from holdfast.stages.common import Work, labels_of, open_faces, own_settings, state_file
+from holdfast.tensors import write_tensors
 
 
-def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=None):
+def surroundings_of(
+    work, name, seed, index_csv, models, detectors, classifier=None, *, method=None, settings=None, first=None
+):
     """What the defence `name` may look at: frozen models and detectors, and the perturbation's faces.
 
     A variant (holdfast.studies) draws the random numbers of the defence that it varies: the same start and
@@ -22,6 +28,8 @@ def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=N
         index_csv: index of the training set; the faces are the first of its validation split, which
             neither the models' training nor any test sees.
         models, detectors: {name: path of weights}.
+        method, settings: of what is no defence of the config, but a first stage.
+        first: path of the perturbation that the defence's first stage has found, or None.
     """
     config = work.config
     faces = open_faces(index_csv)
@@ -34,10 +42,12 @@ def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=N
             repair=f"set datasets.{config['training_set']} so that its split val has images",
         )
     opened = {key: work.deepfake(key, path) for key, path in models.items()}
-    method, entry = defence_of(config, name)
-    settings = own_settings(entry)
+    if method is None:
+        method, entry = defence_of(config, name)
+        settings = own_settings(entry)
     identity = (name, settings, config["epsilon"], seed, config["seed"], config["image_size"])
-    weights = [work.sha256(path) for path in [*models.values(), *detectors.values(), index_csv]]
+    used = [*models.values(), *detectors.values(), index_csv, *filter(None, [first])]
+    weights = [work.sha256(path) for path in used]
     return Surroundings(
         models=opened,
         detectors={key: work.detector(key, path) for key, path in detectors.items()},
@@ -50,17 +60,36 @@ def surroundings_of(work, name, seed, index_csv, models, detectors, classifier=N
         seed_names=("defence", method, config["seed"], seed),
         device=work.device,
         state_path=state_file(config, f"perturb_{name}", *identity, weights),
+        first=None if first is None else load_file(first)["perturbation"],
     )
 
 
-def perturb(config, name, seed, index_csv, models, detectors, perturbation, about):
+def first_stage(config, name, seed, index_csv, models, perturbation):
+    """Learn what the defences begin with that share the first stage `name` (config.first_stages).
+
+    The stage gets the settings that its module names in FIRST_STAGE, and no others: one that looked at
+    another setting would not be the same for all that share it.
+    """
+    work = Work(config)
+    method, settings = first_stages(config)[name]
+    surroundings = surroundings_of(
+        work, f"{name} first stage", seed, index_csv, models, {}, method=method, settings=settings
+    )
+    stage = DEFENCES[method].first_stage(surroundings, settings)
+    run_stages({"first": stage}, surroundings.state_path, f"{DEFENCES[method].title}, first stage")
+    write_tensors(perturbation, {"perturbation": stage.perturbation}, {"first stage": name})
+
+
+def perturb(config, name, seed, index_csv, models, detectors, perturbation, about, first=None):
     """Learn the perturbation of the defence `name` and write it with its record.
+
+    `first` is what :func:`first_stage` has written for it; None: the defence runs that stage as well.
 
     The record (`about`, JSON) has the budget, settings, seed and duration, and of a universal
     perturbation the largest and the mean absolute entry, in units of [-1, 1].
     """
-    work = Work(config, [index_csv, *models.values(), *detectors.values()])
-    surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
+    work = Work(config, [index_csv, *models.values(), *detectors.values(), *filter(None, [first])])
+    surroundings = surroundings_of(work, name, seed, index_csv, models, detectors, first=first)
     method, entry = defence_of(config, name)
     defence = DEFENCES[method](own_settings(entry), surroundings).fit()
     learnt_in = time.monotonic() - work.started
