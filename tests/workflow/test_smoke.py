@@ -167,9 +167,9 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     told = finished.stdout + finished.stderr
     assert "results/paper/report.html" in told
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
-    # 11 defences, and 24 variants of two of them, of which the attacker sees nothing.
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (35, 11 * 3, 11 * 4)
-    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 24, 4)
+    # 11 defences, and 25 variants of three of them, of which the attacker sees nothing.
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36, 11 * 3, 11 * 4)
+    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 25, 5)
     # Of four defences, and of the variants that change it: three distances and a sign.
     assert counts["first_stage"] == 4 + 3 + 1
     chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], seeds: [1]}\n"
@@ -178,5 +178,5 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     finished = pipeline.run("--workflow-profile", "profiles/default", *given)
     told = finished.stdout + finished.stderr
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (35 * 2, 11 * 3, 11)
-    assert counts["measure_outputs"] == (11 * 2 + 24) * 2 + 11
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36 * 2, 11 * 3, 11)
+    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 11
