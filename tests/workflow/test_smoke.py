@@ -45,6 +45,14 @@ def test_tables_have_no_blank_cell_and_measured_cells_come_from_records(smoke):
     assert names == {f"table_{number}" for number in ("I", "II", "III", "IV", "V", "VI", *studies)}
 
 
+def test_a_model_that_the_preset_does_not_retrain_says_so(smoke):
+    with open(smoke.results / "tables/table_III.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["dataset"] == "Synthetic"]
+    after = [row for row in rows if row["subject"] == "AttGAN" and row["state"] == "retrained"]
+    assert after and all("does not retrain AttGAN" in row["why"] for row in after)
+    assert any(row["subject"] == "HiSD" and row["measured"] != "not measured" for row in rows)
+
+
 def test_the_variants_of_studies_are_measured_but_neither_harvested_nor_retrained_on(smoke):
     variants = {"tsdf-tau=0", "tsdf-feature_distance=wasserstein-tau=0", "tsdf-mask_acts_on=update"}
     records = read_records(sorted(smoke.results.glob("records/**/*.jsonl")))
