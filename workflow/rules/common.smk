@@ -86,7 +86,7 @@ def detector_weights(detector):
     return R / f"detectors/{detector}/weights.safetensors"
 
 
-def first_stage(wildcards):
+def given_first_stage(wildcards):
     """What a defence begins with, where that is a job of its own."""
     stage = settings.first_stage_of(config, wildcards.defence)
     return [R / f"first_stages/{stage}/{wildcards.seed}/perturbation.safetensors"] if stage else []

@@ -30,7 +30,7 @@ rule perturb:
         deepfakes=ALL_DEEPFAKES,
         healthy=HEALTHY,
         detectors=ALL_DETECTORS,
-        first=first_stage,
+        first=given_first_stage,
         library=lambda w: library_of("defences", settings.defence_of(config, w.defence)[0]),
     output:
         perturbation=R / "perturbations/{defence}/{seed}/perturbation.safetensors",
