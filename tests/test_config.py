@@ -431,6 +431,50 @@ def test_a_register_that_cannot_be_read_without_running_it_is_refused(tmp_path):
         config._literals(module)
 
 
+def test_every_first_stage_is_told_in_its_module():
+    from holdfast.defences import DEFENCES
+
+    for name, kind in DEFENCES.items():
+        assert bool(kind.first_stage) == bool(config.first_stage_settings(name)), name
+
+
+@pytest.fixture
+def other_library(tmp_path, monkeypatch):
+    """A function that makes a module of defences the only one that the config knows of."""
+
+    def clear():
+        config.registered.cache_clear()
+        config.first_stage_settings.cache_clear()
+
+    def make(text):
+        (tmp_path / "defences").mkdir(exist_ok=True)
+        (tmp_path / "defences/own.py").write_text(text)
+        monkeypatch.setattr(config, "PACKAGE", tmp_path)
+        clear()
+
+    clear()
+    yield make
+    monkeypatch.undo()
+    clear()
+
+
+@pytest.mark.parametrize(
+    ("written", "repair"), [("('steps', 'tua')", "remove tua"), ("('steps')", "a comma behind")]
+)
+def test_a_first_stage_that_names_no_settings_is_refused(other_library, written, repair):
+    settings = "{'steps': {'type': 'integer', 'default': 1, 'description': 'Steps.'}}"
+    other_library(f"SETTINGS = {settings}\nFIRST_STAGE = {written}\nREGISTER = {{'own': None}}\n")
+    with pytest.raises(HoldfastError, match="FIRST_STAGE of defences/own.py cannot be used") as caught:
+        config.first_stage_settings("own")
+    assert repair in str(caught.value)
+
+
+def test_a_first_stage_that_is_no_literal_is_refused(other_library):
+    other_library("from x import NAMES\nFIRST_STAGE = NAMES\nREGISTER = {'own': None}\n")
+    with pytest.raises(HoldfastError, match="FIRST_STAGE of own.py cannot be read, line 2"):
+        config.first_stage_settings("own")
+
+
 @pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)
 def test_where_the_s3fd_term_has_a_weight_there_is_an_s3fd(presets):
     """Else the rule perturb would stop a run half-way."""

@@ -231,8 +231,8 @@ def test_two_attackers_are_kept_apart():
     assert ("l2_mask", "retrained, harvested by S3FD") in wide("table_III", table).columns
 
 
-def test_a_model_that_the_attacker_leaves_alone_says_so():
-    attacker = {"detector": "retinaface", "models": ["stargan"]}
+def test_what_the_attacker_leaves_alone_says_so():
+    attacker = {"detector": "retinaface", "models": ["stargan"], "seeds": [0]}
     tables = build(a_run(), training_set="celeba", attacker=attacker)
     where = {"dataset": "CelebA", "subject": "AttGAN", "method": "TSDF"}
     for name, state in (("table_III", "retrained"), ("table_V", "poisoned")):
@@ -240,6 +240,37 @@ def test_a_model_that_the_attacker_leaves_alone_says_so():
         assert found["measured"] == NOT_MEASURED and "does not retrain AttGAN" in found["why"]
     before = cell(tables["table_III"], state="original", metric="ssim", **where)
     assert "retrain" not in before["why"]
+    of_stargan = [row for row in tables["table_III"].to_dict("records") if row["subject"] == "StarGAN"]
+    after = [row for row in of_stargan if row["state"] == "retrained" and row["measured"] != NOT_MEASURED]
+    assert after and all("works on seed 0 only" in row["why"] for row in after)
+    assert not any("seed 0 only" in row["why"] for row in of_stargan if row["state"] == "original")
+
+
+def test_means_compare_the_same_models_before_and_after():
+    values = {("stargan", "original"): 0.4, ("attgan", "original"): 0.6, ("stargan", "retrained"): 0.8}
+    records = [
+        outputs(
+            "ssim",
+            value,
+            model=model,
+            state=state,
+            **({"detector": "retinaface"} if state != "original" else {}),
+        )
+        for (model, state), value in values.items()
+    ]
+    told = {"training_set": "celeba", "attacker": {"detector": "retinaface", "models": ["stargan"]}}
+    for name, subject, states in (
+        ("table_III", "Avg", ("original", "retrained")),
+        ("table_IV", "StarGAN+AttGAN", ("before", "after")),
+    ):
+        where = {"dataset": "CelebA", "subject": subject, "method": "CMUA", "metric": "ssim"}
+        found = [cell(build(records, **told)[name], state=state, **where) for state in states]
+        assert [row["measured"] for row in found] == ["0.4", "0.8"], name
+        assert all("mean over StarGAN;" in row["why"] for row in found)
+    told["attacker"]["models"] = ["hisd"]
+    found = cell(build(records[:2], **told)["table_IV"], state="after", **where)
+    assert "the attacker does not retrain StarGAN and AttGAN" in found["why"]
+    assert cell(build(records[:2], **told)["table_IV"], state="before", **where)["measured"] == "0.5"
 
 
 @pytest.mark.parametrize("state", ["original", "retrained"])

@@ -9,6 +9,7 @@ from test_per_image import NAMES, Chain
 
 from holdfast import config as configs
 from holdfast.deepfakes.classifier import AttributeClassifier
+from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256_of
 from holdfast.papers.reported import REPORTED
 from holdfast.records import read_records
@@ -132,6 +133,25 @@ def test_variants_share_their_first_stage_and_end_as_if_each_had_run_it(chain):
         perturb(chain.config, name, 0, chain.faces, chain.models, chain.detectors, *again, first)
         assert again[0].read_bytes() == (chain.folder / f"{name}.safetensors").read_bytes()
         assert sha256_of(first) in read_json(again[1])["provenance"]["inputs"].values()
+
+
+def test_a_perturbation_learnt_on_other_faces_is_another_state(chain):
+    """Else a run with fewer faces would take up what was learnt on more, and say otherwise."""
+    (chain.folder / "first.safetensors").unlink(missing_ok=True)
+    given = ("tsdf", 0, chain.faces, chain.models, chain.folder / "first.safetensors")
+    first_stage(chain.config, *given)
+    whole = (chain.folder / "first.safetensors").read_bytes()
+    fewer = configs.merge(chain.config, {"datasets": {"synthetic": {"perturbation_images": 2}}})
+    first_stage(fewer, *given)
+    assert (chain.folder / "first.safetensors").read_bytes() != whole
+
+
+def test_a_damaged_first_stage_is_refused(chain):
+    first = chain.folder / "damaged.safetensors"
+    first.write_bytes(b"no tensors")
+    again = [chain.folder / f"damaged.{ending}" for ending in ("out", "json")]
+    with pytest.raises(HoldfastError, match="cannot load the perturbation .*damaged"):
+        perturb(chain.config, "tsdf", 0, chain.faces, chain.models, chain.detectors, *again, first)
 
 
 def test_a_study_does_not_change_the_defence_that_it_varies(chain):

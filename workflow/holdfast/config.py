@@ -151,6 +151,7 @@ def complete(config, order=None):
         if not study.get("skip"):
             _check_study(config, name)
     _check_tables(config)
+    first_stages(config)  # refuses a FIRST_STAGE that cannot be used
     return config
 
 
@@ -331,29 +332,46 @@ def first_stages(config):
     """{name: (registered name, {setting: value})} of the first stages that the run's defences begin with.
 
     A defence's module may name the settings that decide its first stage (FIRST_STAGE). Variants that differ
-    in others only share it; it has the name of the variant that differs in nothing else.
+    in others only share it; it has the name that a variant would have that differs in nothing else.
     """
-    names = [*active(config, "defences"), *variants(config)]
+    entries = {name: (name, entry) for name, entry in active(config, "defences").items()}
     found = {}
-    for name in names:
-        stage = first_stage_of(config, name)
-        if stage is not None:
-            method, entry = defence_of(config, name)
-            found[stage] = method, {key: entry[key] for key in first_stage_settings(method)}
+    for method, entry in [*entries.values(), *variants(config).values()]:
+        name = _first_stage(config, method, entry)
+        if name is not None:
+            found[name] = method, {key: entry[key] for key in first_stage_settings(method)}
     return found
 
 
 def first_stage_of(config, name):
     """The name, in :func:`first_stages`, of the stage that a defence begins with; None if it has only one."""
-    method, entry = defence_of(config, name)
+    return _first_stage(config, *defence_of(config, name))
+
+
+def _first_stage(config, method, entry):
     settings = first_stage_settings(method)
     return studies.named(method, config["defences"][method], entry, settings) if settings else None
 
 
 @functools.cache
 def first_stage_settings(method):
-    """Names of the settings that decide the first stage of a registered defence; () of one without."""
-    return _literals(PACKAGE / modules_of("defences", method)[0])["FIRST_STAGE"]
+    """Names of the settings that decide the first stage of a registered defence; () of one without.
+
+    Raises:
+        HoldfastError: FIRST_STAGE names something else.
+    """
+    module = modules_of("defences", method)[0]
+    settings, known = _literals(PACKAGE / module)["FIRST_STAGE"], registered("defences")[method]
+    whole = isinstance(settings, tuple)
+    unknown = [name for name in settings if name not in known] if whole else []
+    if not whole or unknown:
+        raise HoldfastError(
+            f"FIRST_STAGE of {module} cannot be used",
+            found=repr(settings),
+            expected=f"a tuple of names of settings: {', '.join(known)}",
+            repair=f"remove {unknown[0]}" if unknown else "write a comma behind the only name",
+        )
+    return settings
 
 
 def active(config, section):

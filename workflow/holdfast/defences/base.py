@@ -52,6 +52,23 @@ class Surroundings:
         return (1, *self.images.shape[1:])
 
 
+def read_perturbation(path):
+    """The perturbation in a file, as it was written; None where a defence has none.
+
+    Raises:
+        HoldfastError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path).get("perturbation")
+    except (OSError, SafetensorError) as error:
+        raise HoldfastError(
+            f"cannot load the perturbation {path}",
+            found=str(error),
+            expected="a safetensors file of the rule perturb or first_stage",
+            repair="remove it and run again",
+        ) from error
+
+
 class Defence:
     """Base of all defences.
 
@@ -149,15 +166,7 @@ class Defence:
         Raises:
             HoldfastError: the file is missing, damaged, or holds another shape.
         """
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise HoldfastError(
-                f"cannot load the perturbation {path}",
-                found=str(error),
-                expected="a safetensors file of the rule perturb",
-                repair="remove it and run again",
-            ) from error
+        found = read_perturbation(path)
         if self.learns:
-            self.perturbation = self.within_budget(tensors.get("perturbation"), self.surroundings.shape)
+            self.perturbation = self.within_budget(found, self.surroundings.shape)
         return self

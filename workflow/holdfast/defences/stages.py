@@ -50,25 +50,21 @@ class Stage:
             setattr(self, name, state[name].to(self.surroundings.device))
 
 
-class Learnt:
+class Learnt(Stage):
     """A stage that is over, somewhere else."""
 
-    steps = 0
+    steps, kept = 0, ()
 
     def __init__(self, perturbation):
         self.perturbation = perturbation
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
 
 def first_stage_of(defence):
     """A defence's first stage: what another job has learnt of it, or else the stage, to be run."""
     s = defence.surroundings
-    return defence.first_stage(s, defence.settings) if s.first is None else Learnt(s.first.to(s.device))
+    if s.first is None:
+        return defence.first_stage(s, defence.settings)
+    return Learnt(defence.within_budget(s.first, s.shape).to(s.device))
 
 
 def uniform(shape, epsilon, *seed_names):

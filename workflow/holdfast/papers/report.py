@@ -164,6 +164,8 @@ def _notes(plan, notes):
     if attacker.get("models"):
         titles = [_title(plan, "deepfakes", name) for name in attacker["models"]]
         rows.append(("He retrains", ", ".join(titles)))
+    if attacker.get("seeds"):
+        rows.append(("On what the seeds gave", ", ".join(str(seed) for seed in attacker["seeds"])))
     rows.append(("Seeds", ", ".join(str(seed) for seed in plan["seeds"])))
     facts = "".join(f"<tr><th>{_text(a)}</th><td>{_text(b)}</td></tr>" for a, b in rows)
     left_out = f"<h3>Left out</h3><ul>{''.join(skipped)}</ul>" if skipped else ""

@@ -177,9 +177,9 @@ def build_tables(records, plan, reported, only=None):
         plan: what the config asks for: ``training_set`` (name), ``datasets``, ``deepfakes``,
             ``detectors`` and ``defences`` (each {name: {"title": text, "skip": None or the reason}}, in
             the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
-            ({"detector": name, "models": names or None}: his detector stands beside the reported cells
-            where several harvested, and he retrains only these models) and ``studies``
-            ({table name: {"title": text, "defences": as above, those of the study}}).
+            ({"detector": name, "models": names, "seeds": seeds}: his detector stands beside the reported
+            cells where several harvested, and he retrains only these models on what these seeds gave) and
+            ``studies`` ({table name: {"title": text, "defences": as above, those of the study}}).
         reported: DataFrame of :func:`holdfast.papers.reported.load_reported`.
         only: names of the tables that are wanted; None: all.
 
@@ -195,7 +195,7 @@ def build_tables(records, plan, reported, only=None):
     studied = {name: study["defences"] for name, study in plan.get("studies", {}).items()}
     variants = {defence for defences in studied.values() for defence in defences} - set(plan["defences"])
     cells = _place([r for r in records if r["subject"].get("defence") not in variants], names, _keys)
-    cells["table_IV"] = _means_of_pair(cells.get("table_III", {}))
+    cells["table_IV"] = _means_of_pair(cells.get("table_III", {}), names)
     for name, defences in studied.items():
         owners[name] = _Names({**plan, "defences": defences})
         of_study = [r for r in records if r["subject"].get("defence") in defences]
@@ -218,7 +218,7 @@ def _table(name, cells, names, paper):
         cells = {k: c for k, c in cells.items() if k[0] in whole or k[:3] in beside}
     if name in ("table_I", "table_III"):
         models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
-        cells = cells | _averages(cells, models)
+        cells = cells | _averages(cells, models, names.compared(models) if layout["states"] else models)
     keys = set(told) | set(cells) | _planned(name, layout, names, attacker)
     rank = _ranking(layout, told, names)
     rows = [_row(name, key, cells.get(key), told, names) for key in sorted(keys, key=rank)]
@@ -371,11 +371,18 @@ class _Names:
         chosen, retrained = attacker.get("detector"), attacker.get("models")
         self.attacker = self.title("detectors", chosen) if chosen else None
         #: Titles of the models that the attacker does not retrain.
-        self.left_alone = (
-            []
-            if retrained is None
-            else [title for name, title in self.groups["deepfakes"].items() if name not in retrained]
-        )
+        self.left_alone = [
+            title
+            for name, title in self.groups["deepfakes"].items()
+            if retrained is not None and name not in retrained
+        ]
+        #: The seeds whose harvest he retrains on, where these are not all.
+        seeds = attacker.get("seeds") or []
+        self.attackers_seeds = seeds if 0 < len(seeds) < len(plan["seeds"]) else []
+
+    def compared(self, models):
+        """Of these models those of which there is a before and an after; all if there is none such."""
+        return [title for title in models if title not in self.left_alone] or models
 
     def title(self, group, name):
         return self.groups[group].get(name, OWN_TITLES.get((group, name), name))
@@ -585,23 +592,24 @@ def _planned(name, layout, names, attacker):
     }
 
 
-def _means_of_pair(cells):
+def _means_of_pair(cells, names):
     """Table IV from the cells of Table III."""
+    pair = names.compared(PAIR_MODELS)
     states = {"original": "before", "retrained": "after"}
     metrics = TABLES["table_IV"]["metrics"]
     groups = {}
     for (dataset, subject, method, metric, state, who), by_seed in cells.items():
-        if subject in PAIR_MODELS and metric.split("[")[0] in metrics:
+        if subject in pair and metric.split("[")[0] in metrics:
             key = (dataset, PAIR, method, metric, states[state], who)
             groups.setdefault(key, {})[subject] = by_seed
     return {key: _Mean(parts, PAIR_MODELS) for key, parts in groups.items()}
 
 
-def _averages(cells, models):
-    """The rows Avg: over those of the paper's models that were measured."""
+def _averages(cells, models, chosen):
+    """The rows Avg: over those of the paper's `models` that are `chosen` and were measured."""
     groups = {}
     for (dataset, subject, *rest), by_seed in cells.items():
-        if subject in models:
+        if subject in chosen:
             groups.setdefault((dataset, AVERAGE, *rest), {})[subject] = by_seed
     return {key: _Mean(parts, models) for key, parts in groups.items()}
 
@@ -635,6 +643,8 @@ def _row(name, key, cell, told, names):
     row["n"] = str(low) if low == high else f"{low}-{high}"
     row["seeds"] = NOTHING if seeds is None else " ".join(str(seed) for seed in seeds)
     row["measured_by"] = " ".join(sorted(metrics))
+    if names.attackers_seeds and (row.get("state") in _RETRAINED or row["metric"].endswith("[collected]")):
+        why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
     network = sorted(
         m for m in metrics if m != row["metric"] and "[" in m and not row["metric"].endswith("]")
     )
@@ -683,7 +693,7 @@ def _averaged(mean):
 
 
 def _listed(titles):
-    titles = list(titles)
+    titles = [str(title) for title in titles]
     return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
 
 
@@ -712,7 +722,12 @@ def _reason(name, row, cell, names):
     if row.get("state") in _RETRAINED and row["subject"] in names.left_alone:
         return f"the attacker does not retrain {row['subject']} in this run (attacker.models)"
     if row["subject"] in (AVERAGE, PAIR):
-        return "none of its models has this value"
+        why = "none of its models has this value"
+        if row.get("state") in _RETRAINED and names.left_alone:
+            why += (
+                f"; the attacker does not retrain {_listed(names.left_alone)} in this run (attacker.models)"
+            )
+        return why
     return "the run has no record of it"
 
 

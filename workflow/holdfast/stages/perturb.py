@@ -2,34 +2,34 @@
 
 import time
 
-from safetensors.torch import load_file
-
 from holdfast.config import defence_of, first_stages
 from holdfast.data.pixels import stored
 from holdfast.defences import DEFENCES
-from holdfast.defences.base import Surroundings
+from holdfast.defences.base import Surroundings, read_perturbation
 from holdfast.defences.stages import run_stages
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json
-from holdfast.stages.common import Work, labels_of, open_faces, own_settings, state_file
+from holdfast.stages.common import Work, fingerprint, open_faces, own_settings, state_file
 from holdfast.tensors import write_tensors
 
 
-def surroundings_of(
-    work, name, seed, index_csv, models, detectors, classifier=None, *, method=None, settings=None, first=None
-):
-    """What the defence `name` may look at: frozen models and detectors, and the perturbation's faces.
+def surroundings_of(work, label, method, settings, seed, index_csv, models, detectors, first=None):
+    """What a defence may look at: frozen models and detectors, and the perturbation's faces.
 
     A variant (holdfast.studies) draws the random numbers of the defence that it varies: the same start and
     the same order of faces, so that only its settings make the difference.
 
     Args:
         work: the job's :class:`Work`.
+        label: what its state file is called.
+        method, settings: the registered name of the defence, and its own settings.
         index_csv: index of the training set; the faces are the first of its validation split, which
             neither the models' training nor any test sees.
         models, detectors: {name: path of weights}.
-        method, settings: of what is no defence of the config, but a first stage.
         first: path of the perturbation that the defence's first stage has found, or None.
+
+    Raises:
+        HoldfastError: there are no faces to learn on, or `first` cannot be read.
     """
     config = work.config
     faces = open_faces(index_csv)
@@ -42,25 +42,21 @@ def surroundings_of(
             repair=f"set datasets.{config['training_set']} so that its split val has images",
         )
     opened = {key: work.deepfake(key, path) for key, path in models.items()}
-    if method is None:
-        method, entry = defence_of(config, name)
-        settings = own_settings(entry)
-    identity = (name, settings, config["epsilon"], seed, config["seed"], config["image_size"])
-    used = [*models.values(), *detectors.values(), index_csv, *filter(None, [first])]
-    weights = [work.sha256(path) for path in used]
+    identity = (method, settings, config["epsilon"], seed, config["seed"], config["image_size"])
+    files = [*models.values(), *detectors.values(), *filter(None, [first])]
+    seen = (fingerprint(faces.folder), len(positions), [work.sha256(path) for path in files])
     return Surroundings(
         models=opened,
         detectors={key: work.detector(key, path) for key, path in detectors.items()},
         images=faces.pixels(positions).to(work.device),
         labels={
-            key: labels_of(faces, positions, model, classifier)[0].to(work.device)
-            for key, model in opened.items()
+            key: faces.labels(positions, model.attributes).to(work.device) for key, model in opened.items()
         },
         epsilon=config["epsilon"],
         seed_names=("defence", method, config["seed"], seed),
         device=work.device,
-        state_path=state_file(config, f"perturb_{name}", *identity, weights),
-        first=None if first is None else load_file(first)["perturbation"],
+        state_path=state_file(config, label, *identity, *seen),
+        first=None if first is None else read_perturbation(first),
     )
 
 
@@ -69,14 +65,23 @@ def first_stage(config, name, seed, index_csv, models, perturbation):
 
     The stage gets the settings that its module names in FIRST_STAGE, and no others: one that looked at
     another setting would not be the same for all that share it.
+
+    Raises:
+        HoldfastError: its settings leave it nothing to do.
     """
     work = Work(config)
     method, settings = first_stages(config)[name]
-    surroundings = surroundings_of(
-        work, f"{name} first stage", seed, index_csv, models, {}, method=method, settings=settings
-    )
-    stage = DEFENCES[method].first_stage(surroundings, settings)
-    run_stages({"first": stage}, surroundings.state_path, f"{DEFENCES[method].title}, first stage")
+    given = (method, settings, seed, index_csv, models, {})
+    surroundings = surroundings_of(work, f"first_stage_{name}", *given)
+    title, stage = DEFENCES[method].title, DEFENCES[method].first_stage(surroundings, settings)
+    if not stage.steps:
+        raise HoldfastError(
+            f"the first stage of {title} has nothing to do",
+            found=", ".join(f"{key}: {value}" for key, value in settings.items() if value == 0),
+            expected="at least one step",
+            repair=f"see defences.{method} in the config, or the studies that vary it",
+        )
+    run_stages({"first": stage}, surroundings.state_path, f"{title}, first stage")
     write_tensors(perturbation, {"perturbation": stage.perturbation}, {"first stage": name})
 
 
@@ -85,13 +90,11 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
 
     `first` is what :func:`first_stage` has written for it; None: the defence runs that stage as well.
 
-    The record (`about`, JSON) has the budget, settings, seed and duration, and of a universal
-    perturbation the largest and the mean absolute entry, in units of [-1, 1].
+    The record (`about`, JSON) has the budget, settings, seed and duration (without that of a given first
+    stage), and of a universal perturbation the largest and the mean absolute entry, in units of [-1, 1].
     """
     work = Work(config, [index_csv, *models.values(), *detectors.values(), *filter(None, [first])])
-    surroundings = surroundings_of(work, name, seed, index_csv, models, detectors, first=first)
-    method, entry = defence_of(config, name)
-    defence = DEFENCES[method](own_settings(entry), surroundings).fit()
+    defence = _opened(work, name, seed, index_csv, models, detectors, first).fit()
     learnt_in = time.monotonic() - work.started
     defence.save(perturbation)
     record = {
@@ -100,23 +103,29 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
         "universal": defence.universal,
         "epsilon": config["epsilon"],
         "seed": seed,
-        "settings": own_settings(entry),
-        "images": len(surroundings.images),
+        "settings": own_settings(defence_of(config, name)[1]),
+        "images": len(defence.surroundings.images),
         "seconds": round(learnt_in, 3),
         "provenance": work.provenance(perturbation_seed=seed),
     }
     if defence.universal:
-        size = defence.perturbation.abs()
+        size, images = defence.perturbation.abs(), defence.surroundings.images
         record["largest"] = size.max().item()
         record["mean_absolute"] = size.mean().item()
         record["at_budget"] = (size >= config["epsilon"] * (1 - 1e-6)).float().mean().item()
-        protected = stored(surroundings.images + defence.perturbation.to(work.device))
-        record["largest_stored"] = (protected - surroundings.images).abs().max().item()
+        protected = stored(images + defence.perturbation.to(work.device))
+        record["largest_stored"] = (protected - images).abs().max().item()
     write_json(about, record)
 
 
 def opened_defence(work, name, seed, perturbation, index_csv, models, detectors):
     """A fitted defence, as :func:`perturb` left it."""
-    surroundings = surroundings_of(work, name, seed, index_csv, models, detectors)
+    return _opened(work, name, seed, index_csv, models, detectors).load(perturbation)
+
+
+def _opened(work, name, seed, *given):
     method, entry = defence_of(work.config, name)
-    return DEFENCES[method](own_settings(entry), surroundings).load(perturbation)
+    settings = own_settings(entry)
+    return DEFENCES[method](
+        settings, surroundings_of(work, f"perturb_{name}", method, settings, seed, *given)
+    )

@@ -38,7 +38,11 @@ def protect(
             repair="set `limits` of the data set so that the split has images, or give the data set `skip`",
         )
     defence = opened_defence(work, name, seed, perturbation, training_index, models, detectors)
-    kept = None if defence.universal else _kept(config, name, defence, faces, split, limit)
+    kept = (
+        None
+        if defence.universal
+        else _kept(config, name, defence, work.sha256(perturbation), faces, split, limit)
+    )
     with writing_folder(folder) as temporary:
         (temporary / "images").mkdir()
         hashes, files = [], []
@@ -68,11 +72,11 @@ def protect(
         shutil.rmtree(kept, ignore_errors=True)
 
 
-def _kept(config, name, defence, faces, split, limit):
+def _kept(config, name, defence, perturbation, faces, split, limit):
     """Where the images that are done are kept: a folder of its own for all that determines them."""
-    identity = (str(defence.surroundings.state_path), fingerprint(faces.folder), split, limit)
-    batch = config["measuring"]["batch"]
-    return state_file(config, f"protect_{name}", *identity, batch).parent
+    # The name of the defence's state file has its settings, its seed, and the models and detectors.
+    settled = (defence.surroundings.state_path.parent.name, perturbation, config["measuring"]["batch"])
+    return state_file(config, f"protect_{name}", *settled, fingerprint(faces.folder), split, limit).parent
 
 
 class ProtectedSet:

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from holdfast import studies
-from holdfast.config import SECTIONS, attackers_models, hash_of, studied, table_of
+from holdfast.config import SECTIONS, attackers_models, attackers_seeds, hash_of, studied, table_of
 from holdfast.data.pixels import to_bytes
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.defences import DEFENCES
@@ -31,7 +31,11 @@ def plan_of(config):
         "preset": config["preset"],
         "training_set": config["training_set"],
         "seeds": config["perturbation_seeds"],
-        "attacker": {"detector": config["attacker"]["detector"], "models": attackers_models(config)},
+        "attacker": {
+            "detector": config["attacker"]["detector"],
+            "models": attackers_models(config),
+            "seeds": attackers_seeds(config),
+        },
     }
     for section in SECTIONS:
         plan[section] = {
