@@ -195,6 +195,17 @@ def test_generator_loss_against_its_parts(tiny):
     assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_identity_loss_is_what_an_edit_to_its_own_attributes_changes(tiny):
+    published, own = tiny(), tiny(lambda_identity=5)
+    own.generator.load_state_dict(published.generator.state_dict())
+    own.discriminator.load_state_dict(published.discriminator.state_dict())
+    x, labels, target = torch.rand(3, 3, 16, 16), torch.zeros(3, 2), torch.ones(3, 2)
+    (without, told), (total, shown) = (m.generator_loss(x, labels, target) for m in (published, own))
+    changed = (x - own.edit(x, labels)).abs().mean().item()
+    assert shown == told | {"g_identity": pytest.approx(changed, rel=1e-5)}
+    assert total.item() == pytest.approx(without.item() + 5 * changed, rel=1e-5)
+
+
 def test_classification_sums_over_attributes_and_averages_over_images():
     logits, labels = torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), torch.tensor([[1.0, 1], [1, 0]])
     terms = torch.log1p(torch.exp(-torch.tensor([0.0, 2.0, -1.0, 0.0])))
