@@ -40,7 +40,7 @@ SMOKE_TOO = re.compile(r"deepfakes\.\w+\.health\.\w+|attacker\.(threshold|no_det
 DEMO_TOO = re.compile(r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec")
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
-    r"|deepfakes\.stargan\.lambda_identity|deepfakes\.attgan\.(lambda_cls|lambda_cls_real|mirror)"
+    r"|deepfakes\.attentiongan\.lambda_cls|deepfakes\.stargan\.lambda_identity|deepfakes\.attgan\.(lambda_cls|lambda_cls_real|mirror)"
 )
 
 
