@@ -40,7 +40,8 @@ SMOKE_TOO = re.compile(r"deepfakes\.\w+\.health\.\w+|attacker\.(threshold|no_det
 DEMO_TOO = re.compile(r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec")
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
-    r"|deepfakes\.attentiongan\.lambda_cls|deepfakes\.stargan\.lambda_identity|deepfakes\.attgan\.(lambda_cls|lambda_cls_real|mirror)"
+    r"|deepfakes\.(attgan|attentiongan)\.lambda_cls|deepfakes\.attgan\.(lambda_cls_real|mirror)"
+    r"|deepfakes\.stargan\.lambda_identity"
 )
 
 
