@@ -7,7 +7,7 @@ rule measure_outputs:
         models=lambda w: (
             ALL_DEEPFAKES
             if w.state == "original"
-            else [R / f"retrained/{m}/{w.defence}/{w.seed}/weights.safetensors" for m in ATTACKED]
+            else [R / f"retrained/{m}/{w.defence}/{w.seed}/weights.safetensors" for m in RETRAINED]
         ),
         healthy=HEALTHY,
         library=library("metrics/image.py", "metrics/fid.py", "stages/measure.py"),

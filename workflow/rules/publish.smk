@@ -12,7 +12,7 @@ RECORDS = [
         R / "records/outputs/{dataset}.{defence}.{seed}.retrained.jsonl",
         dataset=TRAINING_SET,
         defence=DEFENCES,
-        seed=ATTACKED_SEEDS,
+        seed=ATTACKERS_SEEDS,
     ),
     *expand(
         R / "records/{kind}/{dataset}.{defence}.{seed}.jsonl",
@@ -24,14 +24,14 @@ RECORDS = [
     *expand(
         R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
         defence=DEFENCES,
-        seed=ATTACKED_SEEDS,
+        seed=ATTACKERS_SEEDS,
         detector=HARVESTERS,
     ),
     *expand(
         R / "records/retrained/{model}.{defence}.{seed}.jsonl",
-        model=ATTACKED,
+        model=RETRAINED,
         defence=DEFENCES,
-        seed=ATTACKED_SEEDS,
+        seed=ATTACKERS_SEEDS,
     ),
 ]
 

@@ -163,10 +163,10 @@ def _notes(plan, notes):
         rows.append(("The attacker harvests with", _title(plan, "detectors", attacker["detector"])))
     if attacker.get("models"):
         titles = [_title(plan, "deepfakes", name) for name in attacker["models"]]
-        rows.append(("He retrains", ", ".join(titles)))
-    if attacker.get("seeds"):
-        rows.append(("On what the seeds gave", ", ".join(str(seed) for seed in attacker["seeds"])))
-    rows.append(("Seeds", ", ".join(str(seed) for seed in plan["seeds"])))
+        rows.append(("The attacker retrains", ", ".join(titles)))
+    rows.append(("Perturbation seeds", ", ".join(str(seed) for seed in plan["seeds"])))
+    if attacker.get("seeds") and attacker["seeds"] != plan["seeds"]:
+        rows.append(("The attacker works on seeds", ", ".join(str(seed) for seed in attacker["seeds"])))
     facts = "".join(f"<tr><th>{_text(a)}</th><td>{_text(b)}</td></tr>" for a, b in rows)
     left_out = f"<h3>Left out</h3><ul>{''.join(skipped)}</ul>" if skipped else ""
     paragraphs = "".join(f"<p>{_text(note)}</p>" for note in notes)
