@@ -110,3 +110,14 @@ def test_a_missing_figure_is_named(tmp_path):
     with pytest.raises(HoldfastError, match="nowhere.png"):
         write_report(tmp_path / "r.html", plan(), {}, [("a", "b", tmp_path / "nowhere.png")], [], [])
     assert not list(tmp_path.iterdir())
+
+
+def test_it_says_where_the_attacker_stops_short(tmp_path):
+    attacker = {"detector": "retinaface", "models": ["stargan"], "seeds": [1]}
+    for chosen, said in ((attacker, True), (attacker | {"seeds": [0, 1]}, False)):
+        known = plan(attacker=chosen)
+        tables = build_tables(a_run(), known, load_reported())
+        write_report(tmp_path / "report.html", known, tables, [], [], [], a_run())
+        text = (tmp_path / "report.html").read_text()
+        assert "<th>The attacker retrains</th><td>StarGAN</td>" in text
+        assert ("<th>The attacker works on seeds</th><td>1</td>" in text) == said
