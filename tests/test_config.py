@@ -30,7 +30,7 @@ SIZES = re.compile(
     | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
                       |feature_size|skip|title)
     | attacker\.(images|models|seeds|iterations|generator_rate|discriminator_rate)
-    | studies\.\w+\.(skip|vary\.\w+)""",
+    | studies\.\w+\.(skip|seeds|vary\.\w+)""",
     re.VERBOSE,
 )
 # With 8 iterations nothing is healthy or detected: the smoke preset lets everything through.
@@ -241,6 +241,18 @@ def test_the_attacker_may_retrain_some_models_on_what_some_seeds_gave():
     told = str(refusal({"attacker": {"models": ["attgan"]}}))
     assert "attacker.models refers to nothing that is run" in told and "models: [stargan]" in told
     assert "attacker.seeds refers to nothing" in str(refusal({"attacker": {"seeds": [1]}}))
+
+
+def test_a_study_may_be_run_with_some_seeds():
+    def studies(seeds):
+        return {"a": {"defence": "cmua", "vary": {"steps": [1, 2]}, "seeds": seeds}}
+
+    three = {"defences": {"none": {}, "cmua": {}}, "perturbation_seeds": [0, 1, 2]}
+    for seeds, run in ((None, [0, 1, 2]), ([2, 0], [0, 2])):
+        found = config.complete(small(**three, studies=studies(seeds)))
+        assert config.studys_seeds(found, "a") == run
+    told = str(refusal({**three, "studies": studies([0, 3])}))
+    assert "studies.a.seeds refers to nothing that is run" in told and "seeds: [0, 1, 2]" in told
 
 
 def test_the_attacker_may_harvest_with_all_detectors():

@@ -246,6 +246,21 @@ def test_what_the_attacker_leaves_alone_says_so():
     assert not any("seed 0 only" in row["why"] for row in of_stargan if row["state"] == "original")
 
 
+def test_a_study_with_fewer_seeds_says_so():
+    entry = {"title": "Study: s", "skip": None, "defences": {"cmua": {"title": "as it is", "skip": None}}}
+    records = [outputs("l2_mask", value, seed=seed) for seed, value in enumerate((0.1, 0.2, 0.3))]
+    where = {"dataset": "CelebA", "subject": "StarGAN", "method": "as it is", "metric": "l2_mask"}
+    for seeds, measured, used in (([0, 1, 2], "0.2", "0 1 2"), ([1], "0.2", "1"), ([0, 2], "0.2", "0 2")):
+        told = {
+            "seeds": [0, 1, 2],
+            "training_set": "celeba",
+            "studies": {"table_s": {**entry, "seeds": seeds}},
+        }
+        row = cell(build(records, **told)["table_s"], **where)
+        assert (row["measured"], row["seeds"]) == (measured, used)
+        assert ("only (its `seeds`)" in row["why"]) == (len(seeds) < 3)
+
+
 def test_means_compare_the_same_models_before_and_after():
     values = {("stargan", "original"): 0.4, ("attgan", "original"): 0.6, ("stargan", "retrained"): 0.8}
     records = [

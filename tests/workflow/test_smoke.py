@@ -189,3 +189,9 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
     assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36 * 2, 11 * 3, 11)
     assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 11
+    # The readings of the paper on one seed: all of the 12 but tsdf itself are its alone.
+    (pipeline.folder / "chosen.yaml").write_text(chosen + "studies: {ambiguities: {seeds: [0]}}\n")
+    finished = pipeline.run("--workflow-profile", "profiles/default", *given)
+    told = finished.stdout + finished.stderr
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    assert counts["perturb"] == 36 * 2 - 11

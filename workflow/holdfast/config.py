@@ -202,14 +202,19 @@ def _check_references(config):
             nearest = _nearest(name, running) or next(iter(running), None)
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
-    for key, running in (
-        ("models", list(active(config, "deepfakes"))),
-        ("seeds", config["perturbation_seeds"]),
+    seeds = config["perturbation_seeds"]
+    for where, chosen, running in (
+        ("attacker.models", config["attacker"]["models"], list(active(config, "deepfakes"))),
+        ("attacker.seeds", config["attacker"]["seeds"], seeds),
+        *(
+            (f"studies.{name}.seeds", study.get("seeds"), seeds)
+            for name, study in active(config, "studies").items()
+        ),
     ):
-        lost = [one for one in config["attacker"][key] or [] if one not in running]
+        lost = [one for one in chosen or [] if one not in running]
         if lost:
-            known = ", ".join(map(str, running))
-            refuse(f"attacker.{key}", ", ".join(map(str, lost)), known, f"write `{key}: [{known}]`, or fewer")
+            known, key = ", ".join(map(str, running)), where.rpartition(".")[2]
+            refuse(where, ", ".join(map(str, lost)), known, f"write `{key}: [{known}]`, or fewer")
     for name in config["metrics"]:
         if name not in registered(METRICS):
             known = registered(METRICS)
@@ -560,7 +565,16 @@ def attackers_models(config):
 
 def attackers_seeds(config):
     """The perturbation seeds whose protected faces he collects, in the config's order."""
-    chosen = config["attacker"]["seeds"]
+    return _seeds_of(config, config["attacker"])
+
+
+def studys_seeds(config, study):
+    """The perturbation seeds that a study is run with, in the config's order."""
+    return _seeds_of(config, config["studies"][study])
+
+
+def _seeds_of(config, entry):
+    chosen = entry.get("seeds")
     return [seed for seed in config["perturbation_seeds"] if chosen is None or seed in chosen]
 
 

@@ -13,9 +13,13 @@ FIRST_STAGES = settings.first_stages(config)
 # What the studies derive from them. Learnt, protected and measured by the same rules, but only for the studies'
 # tables: never harvested, and in no other table.
 VARIANTS = settings.variants(config)
-# {what the name of a study's table ends with: its defences}
+# {what the name of a study's table ends with: (its defences, its seeds)}
 STUDIES = {
-    settings.table_of(config, study): list(settings.studied(config, study)) for study in config["studies"]
+    settings.table_of(config, study): (
+        list(settings.studied(config, study)),
+        settings.studys_seeds(config, study),
+    )
+    for study in config["studies"]
 }
 SEEDS = config["perturbation_seeds"]
 TRAINING_SET = config["training_set"]
@@ -97,8 +101,9 @@ def attackers_weights(wildcards):
     return [detector_weights(name) for name in settings.attackers_detectors(config, wildcards.detector)]
 
 
-def records_of_study(defences):
-    """What a study's table is made from: defences measured on the training set's test split."""
+def records_of_study(name):
+    """What a study's table is made from: its defences measured on the training set's test split."""
+    defences, seeds = STUDIES[name]
     patterns = (
         "outputs/{set}.{defence}.{seed}.original",
         "images/{set}.{defence}.{seed}",
@@ -108,7 +113,7 @@ def records_of_study(defences):
         [R / f"records/{pattern}.jsonl" for pattern in patterns],
         set=TRAINING_SET,
         defence=defences,
-        seed=SEEDS,
+        seed=seeds,
     )
 
 

@@ -57,7 +57,7 @@ rule tables:
 rule study:
     """The table of a study of a defence's settings, reported beside measured: Tables VII, VIII and others."""
     input:
-        records=lambda w: records_of_study(STUDIES[w.study]),
+        records=lambda w: records_of_study(w.study),
         reported=HERE / "workflow/papers/reported.csv",
         library=library("papers/tables.py", "papers/reported.py", "stages/publish.py", "studies.py"),
     output:
@@ -99,7 +99,9 @@ rule figures:
 rule report:
     """One self-contained page with tables, figures and the health of every model."""
     input:
-        records=[*RECORDS, *records_of_study(VARIANTS)],
+        records=list(
+            dict.fromkeys([*RECORDS, *(path for study in STUDIES for path in records_of_study(study))])
+        ),
         tables=expand(R / "tables/table_{table}.csv", table=[*TABLES, *STUDIES]),
         figures=expand(R / "figures/figure_{figure}.png", figure=FIGURES),
         samples=expand(R / "models/{model}/samples.png", model=DEEPFAKES),

@@ -179,7 +179,8 @@ def build_tables(records, plan, reported, only=None):
             the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
             ({"detector": name, "models": names, "seeds": seeds}: his detector stands beside the reported
             cells where several harvested, and he retrains only these models on what these seeds gave) and
-            ``studies`` ({table name: {"title": text, "defences": as above, those of the study}}).
+            ``studies`` ({table name: {"title": text, "defences": as above, those of the study, "seeds": those
+            that it is run with, without the key all}}).
         reported: DataFrame of :func:`holdfast.papers.reported.load_reported`.
         only: names of the tables that are wanted; None: all.
 
@@ -197,8 +198,10 @@ def build_tables(records, plan, reported, only=None):
     cells = _place([r for r in records if r["subject"].get("defence") not in variants], names, _keys)
     cells["table_IV"] = _means_of_pair(cells.get("table_III", {}), names)
     for name, defences in studied.items():
-        owners[name] = _Names({**plan, "defences": defences})
+        seeds = plan["studies"][name].get("seeds", plan["seeds"])
+        owners[name] = _Names({**plan, "defences": defences}, seeds)
         of_study = [r for r in records if r["subject"].get("defence") in defences]
+        of_study = [r for r in of_study if r["subject"].get("seed") in seeds]
         cells |= _place(of_study, owners[name], functools.partial(_keys_of_study, name))
     return {
         name: _table(name, cells.get(name, {}), owner, reported[reported["paper"] == "tsdf"])
@@ -346,7 +349,7 @@ def _beside(cell):
 class _Names:
     """Titles of the plan's names, and why something with a title was not measured."""
 
-    def __init__(self, plan):
+    def __init__(self, plan, seeds=None):
         self.groups = {}
         for group, word in _GROUPS.items():
             entries = {name: entry.get("title", name) for name, entry in plan[group].items()}
@@ -376,9 +379,9 @@ class _Names:
             for name, title in self.groups["deepfakes"].items()
             if retrained is not None and name not in retrained
         ]
-        #: The seeds whose harvest he retrains on, where these are not all.
-        seeds = attacker.get("seeds") or []
-        self.attackers_seeds = seeds if 0 < len(seeds) < len(plan["seeds"]) else []
+        #: The seeds whose harvest he retrains on, and those of this study, where these are not all.
+        self.attackers_seeds = _fewer(attacker.get("seeds"), plan["seeds"])
+        self.studys_seeds = _fewer(seeds, plan["seeds"])
 
     def compared(self, models):
         """Of these models those of which there is a before and an after; all if there is none such."""
@@ -404,6 +407,10 @@ class _Names:
             ending = "has no source" if group == "datasets" else "is not part"
             return f"the {_GROUPS[group]} {title} {ending} {'of' if group != 'datasets' else 'in'} this run"
         return None
+
+
+def _fewer(seeds, all_seeds):
+    return seeds if seeds and len(seeds) < len(all_seeds) else []
 
 
 def _place(records, names, keys):
@@ -645,6 +652,8 @@ def _row(name, key, cell, told, names):
     row["measured_by"] = " ".join(sorted(metrics))
     if names.attackers_seeds and (row.get("state") in _RETRAINED or row["metric"].endswith("[collected]")):
         why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
+    if names.studys_seeds:
+        why.append(f"the study is run with seed {_listed(names.studys_seeds)} only (its `seeds`)")
     network = sorted(
         m for m in metrics if m != row["metric"] and "[" in m and not row["metric"].endswith("]")
     )

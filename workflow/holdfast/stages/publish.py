@@ -6,7 +6,15 @@ import torch
 import yaml
 
 from holdfast import studies
-from holdfast.config import SECTIONS, attackers_models, attackers_seeds, hash_of, studied, table_of
+from holdfast.config import (
+    SECTIONS,
+    attackers_models,
+    attackers_seeds,
+    hash_of,
+    studied,
+    studys_seeds,
+    table_of,
+)
 from holdfast.data.pixels import to_bytes
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.defences import DEFENCES
@@ -55,6 +63,7 @@ def plan_of(config):
         plan["studies"][f"table_{table}"] = {
             "title": f"{kind}: {entry.get('title', name)}",
             "skip": entry["skip"],
+            "seeds": studys_seeds(config, name),
             "defences": {
                 defence: {"title": title, "skip": entry["skip"]} for defence, title in titles.items()
             },
