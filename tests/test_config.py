@@ -29,7 +29,7 @@ SIZES = re.compile(
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
                       |feature_size|skip|title)
-    | attacker\.(images|models|seeds|iterations|generator_rate|discriminator_rate)
+    | attacker\.(images|models|defences|seeds|iterations|generator_rate|discriminator_rate)
     | studies\.\w+\.(skip|seeds|vary\.\w+)""",
     re.VERBOSE,
 )
@@ -230,7 +230,7 @@ def test_health_asks_for_no_more_attributes_than_it_names():
     assert "deepfakes.stargan.health.least" in str(error) and "least: 1" in error.repair
 
 
-def test_the_attacker_may_retrain_some_models_on_what_some_seeds_gave():
+def test_the_attacker_may_retrain_some_models_on_what_some_defences_and_seeds_gave():
     two = {"stargan": {}, "attgan": {}}
     found = config.complete(small(deepfakes=two, perturbation_seeds=[0, 1, 2]))
     assert config.attackers_models(found) == ["stargan", "attgan"]
@@ -238,6 +238,12 @@ def test_the_attacker_may_retrain_some_models_on_what_some_seeds_gave():
     chosen = {"models": ["attgan"], "seeds": [2, 0]}
     found = config.complete(small(deepfakes=two, perturbation_seeds=[0, 1, 2], attacker=chosen))
     assert config.attackers_models(found) == ["attgan"] and config.attackers_seeds(found) == [0, 2]
+    three = {"defences": {"none": {}, "random": {}, "cmua": {}}}
+    assert config.attackers_defences(config.complete(small(**three))) == ["none", "random", "cmua"]
+    found = config.complete(small(**three, attacker={"defences": ["cmua", "none"]}))
+    assert config.attackers_defences(found) == ["none", "cmua"]
+    told = str(refusal({**three, "attacker": {"defences": ["tsdf"]}}))
+    assert "attacker.defences refers to nothing" in told and "defences: [none, random, cmua]" in told
     told = str(refusal({"attacker": {"models": ["attgan"]}}))
     assert "attacker.models refers to nothing that is run" in told and "models: [stargan]" in told
     assert "attacker.seeds refers to nothing" in str(refusal({"attacker": {"seeds": [1]}}))

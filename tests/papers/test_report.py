@@ -113,11 +113,13 @@ def test_a_missing_figure_is_named(tmp_path):
 
 
 def test_it_says_where_the_attacker_stops_short(tmp_path):
-    attacker = {"detector": "retinaface", "models": ["stargan"], "seeds": [1]}
-    for chosen, said in ((attacker, True), (attacker | {"seeds": [0, 1]}, False)):
+    attacker = {"detector": "retinaface", "models": ["stargan"], "defences": ["none", "tsdf"], "seeds": [1]}
+    whole = {"seeds": [0, 1], "defences": list(plan()["defences"])}
+    for chosen, said in ((attacker, True), (attacker | whole, False)):
         known = plan(attacker=chosen)
         tables = build_tables(a_run(), known, load_reported())
         write_report(tmp_path / "report.html", known, tables, [], [], [], a_run())
         text = (tmp_path / "report.html").read_text()
         assert "<th>The attacker retrains</th><td>StarGAN</td>" in text
         assert ("<th>The attacker works on seeds</th><td>1</td>" in text) == said
+        assert ("<th>The attacker collects what is protected by</th><td>Original, TSDF</td>" in text) == said

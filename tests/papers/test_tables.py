@@ -246,6 +246,28 @@ def test_what_the_attacker_leaves_alone_says_so():
     assert not any("seed 0 only" in row["why"] for row in of_stargan if row["state"] == "original")
 
 
+def test_what_the_attacker_never_meets_says_so():
+    def of_cmuas_attack(subject):
+        attacked = subject["kind"] == "harvest" or subject.get("state") == "retrained"
+        return attacked and subject["defence"] == "cmua"
+
+    records = [r for r in a_run() if not of_cmuas_attack(r["subject"])]
+    attacker = {"detector": "retinaface", "defences": ["none", "tsdf"]}
+    tables = build(records, training_set="synthetic", attacker=attacker)
+    for name, subject, metric, state in (
+        ("table_II", "RetinaFace", "harvest_yield[collected]", {}),
+        ("table_III", "StarGAN", "ssim", {"state": "retrained"}),
+        ("table_IV", "StarGAN+AttGAN", "ssim", {"state": "after"}),
+        ("table_V", "StarGAN", "ssim", {"state": "poisoned"}),
+    ):
+        where = {"dataset": "Synthetic", "subject": subject, "metric": metric, **state}
+        found = cell(tables[name], method="CMUA", **where)
+        assert found["measured"] == NOT_MEASURED and "does not collect what CMUA protects" in found["why"]
+        assert cell(tables[name], method="TSDF", **where)["measured"] != NOT_MEASURED
+    before = {"subject": "StarGAN", "method": "CMUA", "state": "original", "metric": "ssim"}
+    assert cell(tables["table_III"], dataset="Synthetic", **before)["measured"] != NOT_MEASURED
+
+
 def test_a_study_with_fewer_seeds_says_so():
     entry = {"title": "Study: s", "skip": None, "defences": {"cmua": {"title": "as it is", "skip": None}}}
     records = [outputs("l2_mask", value, seed=seed) for seed, value in enumerate((0.1, 0.2, 0.3))]

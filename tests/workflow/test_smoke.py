@@ -181,14 +181,14 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 25, 5)
     # Of four defences, and of the variants that change it: three distances and a sign.
     assert counts["first_stage"] == 4 + 3 + 1
-    chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], seeds: [1]}\n"
+    chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], defences: [none, tsdf], seeds: [1]}\n"
     (pipeline.folder / "chosen.yaml").write_text(chosen)
     given = ("-n", "--cores", "all", "--configfile", "chosen.yaml")
     finished = pipeline.run("--workflow-profile", "profiles/default", *given)
     told = finished.stdout + finished.stderr
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36 * 2, 11 * 3, 11)
-    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 11
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36 * 2, 2 * 3, 2)
+    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2
     # The readings of the paper on one seed: all of the 12 but tsdf itself are its alone.
     (pipeline.folder / "chosen.yaml").write_text(chosen + "studies: {ambiguities: {seeds: [0]}}\n")
     finished = pipeline.run("--workflow-profile", "profiles/default", *given)

@@ -205,6 +205,7 @@ def _check_references(config):
     seeds = config["perturbation_seeds"]
     for where, chosen, running in (
         ("attacker.models", config["attacker"]["models"], list(active(config, "deepfakes"))),
+        ("attacker.defences", config["attacker"]["defences"], list(active(config, "defences"))),
         ("attacker.seeds", config["attacker"]["seeds"], seeds),
         *(
             (f"studies.{name}.seeds", study.get("seeds"), seeds)
@@ -559,8 +560,17 @@ def attackers_detectors(config, name):
 
 def attackers_models(config):
     """The deepfake models that the attacker retrains, in the config's order."""
-    chosen, running = config["attacker"]["models"], active(config, "deepfakes")
-    return [name for name in running if chosen is None or name in chosen]
+    return _attackers(config, "models", "deepfakes")
+
+
+def attackers_defences(config):
+    """The defences whose protected faces he collects, in the config's order."""
+    return _attackers(config, "defences", "defences")
+
+
+def _attackers(config, key, section):
+    chosen = config["attacker"][key]
+    return [name for name in active(config, section) if chosen is None or name in chosen]
 
 
 def attackers_seeds(config):

@@ -25,6 +25,7 @@ SEEDS = config["perturbation_seeds"]
 TRAINING_SET = config["training_set"]
 ATTACKER = config["attacker"]["detector"]
 RETRAINED = settings.attackers_models(config)  # the models that he retrains
+COLLECTED = settings.attackers_defences(config)  # the defences whose protected faces he collects
 ATTACKERS_SEEDS = settings.attackers_seeds(config)
 HARVESTERS = list(dict.fromkeys([*DETECTORS, ATTACKER]))
 TABLES = ["I", "II", "III", "IV", "V", "VI"]

@@ -11,7 +11,7 @@ RECORDS = [
     *expand(
         R / "records/outputs/{dataset}.{defence}.{seed}.retrained.jsonl",
         dataset=TRAINING_SET,
-        defence=DEFENCES,
+        defence=COLLECTED,
         seed=ATTACKERS_SEEDS,
     ),
     *expand(
@@ -23,14 +23,14 @@ RECORDS = [
     ),
     *expand(
         R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
-        defence=DEFENCES,
+        defence=COLLECTED,
         seed=ATTACKERS_SEEDS,
         detector=HARVESTERS,
     ),
     *expand(
         R / "records/retrained/{model}.{defence}.{seed}.jsonl",
         model=RETRAINED,
-        defence=DEFENCES,
+        defence=COLLECTED,
         seed=ATTACKERS_SEEDS,
     ),
 ]

@@ -164,6 +164,10 @@ def _notes(plan, notes):
     if attacker.get("models"):
         titles = [_title(plan, "deepfakes", name) for name in attacker["models"]]
         rows.append(("The attacker retrains", ", ".join(titles)))
+    protecting = [name for name, entry in plan["defences"].items() if not entry.get("skip")]
+    if attacker.get("defences") and attacker["defences"] != protecting:
+        titles = [_title(plan, "defences", name) for name in attacker["defences"]]
+        rows.append(("The attacker collects what is protected by", ", ".join(titles)))
     rows.append(("Perturbation seeds", ", ".join(str(seed) for seed in plan["seeds"])))
     if attacker.get("seeds") and attacker["seeds"] != plan["seeds"]:
         rows.append(("The attacker works on seeds", ", ".join(str(seed) for seed in attacker["seeds"])))

@@ -146,6 +146,9 @@ _DIRECTIONS_OF_STUDY = {
 AVERAGE, PAIR, PAIR_MODELS = "Avg", "StarGAN+AttGAN", ("StarGAN", "AttGAN")
 _IMAGES = "protected image"
 _RETRAINED = ("retrained", "after", "poisoned")  # states of models on which the attacker has worked
+_COLLECTED = (
+    "[collected]"  # of the training split, which the attacker collects; all else is of the test split
+)
 _KEY = ("dataset", "subject", "method", "metric", "state", "attacker")
 _KINDS = {"outputs", "images", "detection", "harvest", "model"}
 _SUBJECT_KEYS = {
@@ -177,8 +180,9 @@ def build_tables(records, plan, reported, only=None):
         plan: what the config asks for: ``training_set`` (name), ``datasets``, ``deepfakes``,
             ``detectors`` and ``defences`` (each {name: {"title": text, "skip": None or the reason}}, in
             the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
-            ({"detector": name, "models": names, "seeds": seeds}: his detector stands beside the reported
-            cells where several harvested, and he retrains only these models on what these seeds gave) and
+            ({"detector": name, "models": names, "defences": names, "seeds": seeds}: his detector stands
+            beside the reported cells where several harvested, and he retrains only these models, on what
+            these defences protect with these seeds) and
             ``studies`` ({table name: {"title": text, "defences": as above, those of the study, "seeds": those
             that it is run with, without the key all}}).
         reported: DataFrame of :func:`holdfast.papers.reported.load_reported`.
@@ -223,6 +227,9 @@ def _table(name, cells, names, paper):
         models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
         cells = cells | _averages(cells, models, names.compared(models) if layout["states"] else models)
     keys = set(told) | set(cells) | _planned(name, layout, names, attacker)
+    keys |= {
+        (*key[:2], method, *key[3:]) for key in cells if _of_harvest(key[3]) for method in names.uncollected
+    }
     rank = _ranking(layout, told, names)
     rows = [_row(name, key, cells.get(key), told, names) for key in sorted(keys, key=rank)]
     columns = ["dataset", "subject", "method", "metric"]
@@ -373,15 +380,17 @@ class _Names:
         attacker = plan.get("attacker") or {}
         chosen, retrained = attacker.get("detector"), attacker.get("models")
         self.attacker = self.title("detectors", chosen) if chosen else None
-        #: Titles of the models that the attacker does not retrain.
-        self.left_alone = [
-            title
-            for name, title in self.groups["deepfakes"].items()
-            if retrained is not None and name not in retrained
-        ]
+        #: Titles of the models that the attacker does not retrain, and of the defences that he never meets.
+        self.left_alone = self._others("deepfakes", retrained)
+        self.uncollected = self._others("defences", attacker.get("defences"))
         #: The seeds whose harvest he retrains on, and those of this study, where these are not all.
         self.attackers_seeds = _fewer(attacker.get("seeds"), plan["seeds"])
         self.studys_seeds = _fewer(seeds, plan["seeds"])
+
+    def _others(self, group, chosen):
+        running = self.titles(group, skipped=False)
+        chosen = running if chosen is None else [self.title(group, name) for name in chosen]
+        return [title for title in running if title not in chosen]
 
     def compared(self, models):
         """Of these models those of which there is a before and an after; all if there is none such."""
@@ -488,10 +497,8 @@ def _keys(subject, metric, names):
     method = names.title("defences", defence) if defence is not None else NOTHING
     if kind in ("detection", "harvest"):
         detector = names.title("detectors", subject["detector"])
-        if (
-            kind == "harvest"
-        ):  # of the training split, which the attacker collects; the rest is of the test split
-            metric = f"{metric}[collected]"
+        if kind == "harvest":
+            metric += _COLLECTED
         yield "table_II", (dataset, detector, method, metric, NOTHING, NOTHING)
         return
     if kind == "images":
@@ -650,7 +657,7 @@ def _row(name, key, cell, told, names):
     row["n"] = str(low) if low == high else f"{low}-{high}"
     row["seeds"] = NOTHING if seeds is None else " ".join(str(seed) for seed in seeds)
     row["measured_by"] = " ".join(sorted(metrics))
-    if names.attackers_seeds and (row.get("state") in _RETRAINED or row["metric"].endswith("[collected]")):
+    if names.attackers_seeds and (row.get("state") in _RETRAINED or _of_harvest(row["metric"])):
         why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
     if names.studys_seeds:
         why.append(f"the study is run with seed {_listed(names.studys_seeds)} only (its `seeds`)")
@@ -662,6 +669,10 @@ def _row(name, key, cell, told, names):
         why.append(f"features of the network '{inside}', not of the FID Inception: not the paper's scale")
     row["why"] = "; ".join(why) or NOTHING
     return row
+
+
+def _of_harvest(metric):
+    return metric.endswith(_COLLECTED)
 
 
 def _over_seeds(by_seed):
@@ -728,6 +739,8 @@ def _reason(name, row, cell, names):
         return f"the models are trained and retrained on {names.training} in this run"
     if row["method"] == names.control and layout_named(name)["kind"] in ("outputs", "images"):
         return _UNPROTECTED
+    if row["method"] in names.uncollected and (row.get("state") in _RETRAINED or _of_harvest(row["metric"])):
+        return f"the attacker does not collect what {row['method']} protects in this run (attacker.defences)"
     if row.get("state") in _RETRAINED and row["subject"] in names.left_alone:
         return f"the attacker does not retrain {row['subject']} in this run (attacker.models)"
     if row["subject"] in (AVERAGE, PAIR):

@@ -8,6 +8,7 @@ import yaml
 from holdfast import studies
 from holdfast.config import (
     SECTIONS,
+    attackers_defences,
     attackers_models,
     attackers_seeds,
     hash_of,
@@ -42,6 +43,7 @@ def plan_of(config):
         "attacker": {
             "detector": config["attacker"]["detector"],
             "models": attackers_models(config),
+            "defences": attackers_defences(config),
             "seeds": attackers_seeds(config),
         },
     }
