@@ -41,7 +41,7 @@ DEMO_TOO = re.compile(r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attg
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
     r"|deepfakes\.(attgan|attentiongan)\.lambda_cls|deepfakes\.attgan\.(lambda_cls_real|mirror)"
-    r"|deepfakes\.stargan\.lambda_identity"
+    r"|deepfakes\.stargan\.lambda_(cls|identity)"
 )
 
 
@@ -244,6 +244,12 @@ def test_the_attacker_may_retrain_some_models_on_what_some_defences_and_seeds_ga
     assert config.attackers_defences(found) == ["none", "cmua"]
     told = str(refusal({**three, "attacker": {"defences": ["tsdf"]}}))
     assert "attacker.defences refers to nothing" in told and "defences: [none, random, cmua]" in told
+    # What is skipped may be named beside what is run.
+    two["attgan"]["skip"] = "not here"
+    found = config.complete(small(deepfakes=two, attacker={"models": ["attgan", "stargan"]}))
+    assert config.attackers_models(found) == ["stargan"]
+    told = str(refusal({"deepfakes": two, "attacker": {"models": ["attgan"]}}))
+    assert "attacker.models refers to nothing that is run" in told and "models: [stargan]" in told
     told = str(refusal({"attacker": {"models": ["attgan"]}}))
     assert "attacker.models refers to nothing that is run" in told and "models: [stargan]" in told
     assert "attacker.seeds refers to nothing" in str(refusal({"attacker": {"seeds": [1]}}))
@@ -550,7 +556,8 @@ def test_the_papers_constants_hold_in_every_preset(presets):
         "redrawn",
         ["retinaface"],
     ]
-    assert (stargan["lambda_cls"], stargan["lambda_rec"], stargan["lambda_gp"]) == (1, 10, 10)
+    assert stargan["lambda_cls"] == (3 if found["preset"] == "lab" else 1)
+    assert (stargan["lambda_rec"], stargan["lambda_gp"]) == (10, 10)
     assert stargan["attributes"] == ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
 
 

@@ -175,3 +175,12 @@ def test_a_skipped_study_of_the_config_has_its_reason_in_the_plan():
     table = build_tables([], known, REPORTED, ["table_ambiguities"])["table_ambiguities"]
     assert set(table["dataset"]) == {"Synthetic"}
     assert all("to keep the demo short" in why or "not healthy" in why for why in table["why"])
+
+
+def test_what_the_config_confines_stands_in_the_plan():
+    lab = config.read(ROOT / "config.yaml", ROOT / "workflow/presets/lab.yaml")
+    known = plan_of(lab)
+    assert known["seeds"] == known["studies"]["table_VII"]["seeds"] == [0, 1, 2]
+    assert known["studies"]["table_hidden"]["seeds"] == known["attacker"]["seeds"] == [0]
+    assert known["attacker"]["models"] == ["stargan", "attgan"]
+    assert known["attacker"]["defences"] == lab["attacker"]["defences"]

@@ -195,3 +195,4 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     told = finished.stdout + finished.stderr
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
     assert counts["perturb"] == 36 * 2 - 11
+    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 11

@@ -202,20 +202,19 @@ def _check_references(config):
             nearest = _nearest(name, running) or next(iter(running), None)
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
-    seeds = config["perturbation_seeds"]
-    for where, chosen, running in (
-        ("attacker.models", config["attacker"]["models"], list(active(config, "deepfakes"))),
-        ("attacker.defences", config["attacker"]["defences"], list(active(config, "defences"))),
-        ("attacker.seeds", config["attacker"]["seeds"], seeds),
-        *(
-            (f"studies.{name}.seeds", study.get("seeds"), seeds)
-            for name, study in active(config, "studies").items()
-        ),
+    attacker, seeds = config["attacker"], config["perturbation_seeds"]
+    of_studies = active(config, "studies").items()
+    for where, chosen, running, skipped in (
+        ("attacker.models", attacker["models"], *_running_and_skipped(config, "deepfakes")),
+        ("attacker.defences", attacker["defences"], *_running_and_skipped(config, "defences")),
+        ("attacker.seeds", attacker["seeds"], seeds, []),
+        *((f"studies.{name}.seeds", study.get("seeds"), seeds, []) for name, study in of_studies),
     ):
-        lost = [one for one in chosen or [] if one not in running]
-        if lost:
+        # What is skipped may be named, as long as something is left: the tables give the reason.
+        lost = [one for one in chosen or [] if one not in [*running, *skipped]]
+        if lost or (chosen and set(chosen) <= set(skipped)):
             known, key = ", ".join(map(str, running)), where.rpartition(".")[2]
-            refuse(where, ", ".join(map(str, lost)), known, f"write `{key}: [{known}]`, or fewer")
+            refuse(where, ", ".join(map(str, lost or chosen)), known, f"write `{key}: [{known}]`, or fewer")
     for name in config["metrics"]:
         if name not in registered(METRICS):
             known = registered(METRICS)
@@ -240,6 +239,11 @@ def _check_references(config):
                 ", ".join(edited),
                 f"name those of deepfakes.{name}.{'tags' if tags else 'attributes'} only",
             )
+
+
+def _running_and_skipped(config, section):
+    running = list(active(config, section))
+    return running, [name for name in config[section] if name not in running]
 
 
 def _check_study(config, name):

@@ -67,7 +67,7 @@ rule study:
     conda:
         "../../envs/holdfast.yaml"
     params:
-        plan=lambda w: {section: config[section] for section in [*settings.SECTIONS, "studies"]},
+        plan=lambda w: {key: config[key] for key in [*settings.SECTIONS, "studies", "perturbation_seeds"]},
     script:
         "../scripts/study.py"
 

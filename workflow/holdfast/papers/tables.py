@@ -143,12 +143,13 @@ _DIRECTIONS_OF_STUDY = {
     **{f"{metric}[protected]": "up" for metric in _LIKENESS},
 }
 
+# These compare before with after: the same models, and the seeds on which the attacker works.
+_COMPARING = ("table_III", "table_IV")
 AVERAGE, PAIR, PAIR_MODELS = "Avg", "StarGAN+AttGAN", ("StarGAN", "AttGAN")
 _IMAGES = "protected image"
 _RETRAINED = ("retrained", "after", "poisoned")  # states of models on which the attacker has worked
-_COLLECTED = (
-    "[collected]"  # of the training split, which the attacker collects; all else is of the test split
-)
+# Ends the metrics of the training split, which the attacker collects; all others are of the test split.
+_COLLECTED = "[collected]"
 _KEY = ("dataset", "subject", "method", "metric", "state", "attacker")
 _KINDS = {"outputs", "images", "detection", "harvest", "model"}
 _SUBJECT_KEYS = {
@@ -200,7 +201,8 @@ def build_tables(records, plan, reported, only=None):
     studied = {name: study["defences"] for name, study in plan.get("studies", {}).items()}
     variants = {defence for defences in studied.values() for defence in defences} - set(plan["defences"])
     cells = _place([r for r in records if r["subject"].get("defence") not in variants], names, _keys)
-    cells["table_IV"] = _means_of_pair(cells.get("table_III", {}), names)
+    cells["table_III"] = _with_seeds(cells.get("table_III", {}), names.attackers_seeds)
+    cells["table_IV"] = _means_of_pair(cells["table_III"], names)
     for name, defences in studied.items():
         seeds = plan["studies"][name].get("seeds", plan["seeds"])
         owners[name] = _Names({**plan, "defences": defences}, seeds)
@@ -217,7 +219,7 @@ def build_tables(records, plan, reported, only=None):
 def _table(name, cells, names, paper):
     layout, attacker = layout_named(name), _first_attacker(cells, names)
     told = _reported_cells(name, paper[paper["table"] == name.removeprefix("table_")], attacker)
-    if name in ("table_III", "table_IV"):
+    if name in _COMPARING:
         # Outputs are measured on all data sets, but these tables compare before with after: of a data
         # set on which nothing was retrained only what stands beside a reported cell belongs here.
         whole = {names.training} | {key[0] for key in cells if key[4] in ("retrained", "after")}
@@ -227,9 +229,8 @@ def _table(name, cells, names, paper):
         models = list(dict.fromkeys(key[1] for key in told if key[1] != AVERAGE))
         cells = cells | _averages(cells, models, names.compared(models) if layout["states"] else models)
     keys = set(told) | set(cells) | _planned(name, layout, names, attacker)
-    keys |= {
-        (*key[:2], method, *key[3:]) for key in cells if _of_harvest(key[3]) for method in names.uncollected
-    }
+    harvests = [key for key in cells if key[3].endswith(_COLLECTED)]
+    keys |= {(*key[:2], method, *key[3:]) for key in harvests for method in names.uncollected}
     rank = _ranking(layout, told, names)
     rows = [_row(name, key, cells.get(key), told, names) for key in sorted(keys, key=rank)]
     columns = ["dataset", "subject", "method", "metric"]
@@ -446,6 +447,16 @@ def _place(records, names, keys):
     return cells
 
 
+def _with_seeds(cells, seeds):
+    """Cells with these seeds only; with all if there are none."""
+    if not seeds:
+        return cells
+    return {
+        key: {seed: record for seed, record in by_seed.items() if seed in seeds}
+        for key, by_seed in cells.items()
+    }
+
+
 def _check_subject(subject):
     needed = {
         "outputs": ("dataset", "model", "defence", "state"),
@@ -657,7 +668,7 @@ def _row(name, key, cell, told, names):
     row["n"] = str(low) if low == high else f"{low}-{high}"
     row["seeds"] = NOTHING if seeds is None else " ".join(str(seed) for seed in seeds)
     row["measured_by"] = " ".join(sorted(metrics))
-    if names.attackers_seeds and (row.get("state") in _RETRAINED or _of_harvest(row["metric"])):
+    if names.attackers_seeds and (_of_attacker(row) or name in _COMPARING):
         why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
     if names.studys_seeds:
         why.append(f"the study is run with seed {_listed(names.studys_seeds)} only (its `seeds`)")
@@ -671,8 +682,9 @@ def _row(name, key, cell, told, names):
     return row
 
 
-def _of_harvest(metric):
-    return metric.endswith(_COLLECTED)
+def _of_attacker(row):
+    """Whether a row is of what the attacker collects, or of a model that he retrained on it."""
+    return row.get("state") in _RETRAINED or row["metric"].endswith(_COLLECTED)
 
 
 def _over_seeds(by_seed):
@@ -739,8 +751,8 @@ def _reason(name, row, cell, names):
         return f"the models are trained and retrained on {names.training} in this run"
     if row["method"] == names.control and layout_named(name)["kind"] in ("outputs", "images"):
         return _UNPROTECTED
-    if row["method"] in names.uncollected and (row.get("state") in _RETRAINED or _of_harvest(row["metric"])):
-        return f"the attacker does not collect what {row['method']} protects in this run (attacker.defences)"
+    if row["method"] in names.uncollected and _of_attacker(row):
+        return f"the attacker does not collect faces of {row['method']} in this run (attacker.defences)"
     if row.get("state") in _RETRAINED and row["subject"] in names.left_alone:
         return f"the attacker does not retrain {row['subject']} in this run (attacker.models)"
     if row["subject"] in (AVERAGE, PAIR):

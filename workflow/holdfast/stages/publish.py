@@ -183,8 +183,12 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
     notes = [
         f"Preset {config['preset']}: {config['image_size']} px, budget {config['epsilon']} of [-1, 1]. Every "
         "perturbed image was stored as an 8-bit PNG file; what was measured afterwards is what was stored.",
-        "The defence called Original leaves faces as they are. Its retrained rows are the control: what "
-        "retraining alone does to the model.",
+        "The defence called Original leaves faces as they are."
+        + (
+            " Its retrained rows are the control: what retraining alone does to the model."
+            if "none" in attackers_defences(config)
+            else " The attacker does not retrain on them in this run, so there is no control."
+        ),
     ]
     notes.append(
         "Health: under an attribute's name stands edit_accuracy for a deepfake model (how often its edit "
