@@ -556,7 +556,7 @@ def test_the_papers_constants_hold_in_every_preset(presets):
         "redrawn",
         ["retinaface"],
     ]
-    assert stargan["lambda_cls"] == (3 if found["preset"] == "lab" else 1)
+    assert stargan["lambda_cls"] == (4.5 if found["preset"] == "lab" else 1)
     assert (stargan["lambda_rec"], stargan["lambda_gp"]) == (10, 10)
     assert stargan["attributes"] == ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
 
