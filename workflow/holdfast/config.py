@@ -204,15 +204,15 @@ def _check_references(config):
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
     attacker, seeds = config["attacker"], config["perturbation_seeds"]
     of_studies = active(config, "studies").items()
-    for where, chosen, running, skipped in (
-        ("attacker.models", attacker["models"], *_running_and_skipped(config, "deepfakes")),
-        ("attacker.defences", attacker["defences"], *_running_and_skipped(config, "defences")),
-        ("attacker.seeds", attacker["seeds"], seeds, []),
-        *((f"studies.{name}.seeds", study.get("seeds"), seeds, []) for name, study in of_studies),
+    for where, chosen, entries, running in (
+        ("attacker.models", attacker["models"], config["deepfakes"], active(config, "deepfakes")),
+        ("attacker.defences", attacker["defences"], config["defences"], active(config, "defences")),
+        ("attacker.seeds", attacker["seeds"], seeds, seeds),
+        *((f"studies.{name}.seeds", study.get("seeds"), seeds, seeds) for name, study in of_studies),
     ):
         # What is skipped may be named, as long as something is left: the tables give the reason.
-        lost = [one for one in chosen or [] if one not in [*running, *skipped]]
-        if lost or (chosen and set(chosen) <= set(skipped)):
+        lost = [one for one in chosen or [] if one not in entries]
+        if lost or (chosen and not set(chosen) & set(running)):
             known, key = ", ".join(map(str, running)), where.rpartition(".")[2]
             refuse(where, ", ".join(map(str, lost or chosen)), known, f"write `{key}: [{known}]`, or fewer")
     for name in config["metrics"]:
@@ -239,11 +239,6 @@ def _check_references(config):
                 ", ".join(edited),
                 f"name those of deepfakes.{name}.{'tags' if tags else 'attributes'} only",
             )
-
-
-def _running_and_skipped(config, section):
-    running = list(active(config, section))
-    return running, [name for name in config[section] if name not in running]
 
 
 def _check_study(config, name):
