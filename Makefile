@@ -17,13 +17,14 @@ test: $(READY)
 lab: $(READY)
 	$(BIN)/snakemake --workflow-profile profiles/lab
 
-# Formatting, lint, and a dry run at the papers' scale.
+# Formatting, lint, and dry runs at the papers' scale: on this machine, and with the cluster's profile.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 	$(BIN)/snakemake --dry-run --quiet --cores all --resources gpu=1
+	$(BIN)/snakemake --dry-run --quiet --workflow-profile profiles/slurm --executor dryrun
 
 $(READY): pyproject.toml
 	@case '$(CURDIR)' in *' '*) \

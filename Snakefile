@@ -26,7 +26,12 @@ configfile: HERE / "config.yaml"
 
 
 # Where the data lie on this machine; see README. Not part of the repository.
-if Path("paths.yaml").exists():
+try:
+    paths = settings.read_part("paths.yaml") if Path("paths.yaml").exists() else {}
+except HoldfastError as error:
+    sys.exit(f"\nError: {error}\n")
+
+if paths:
 
     configfile: "paths.yaml"
 

@@ -111,7 +111,7 @@ def test_too_few_faces(tiny, faces_of, settings, count):
     few = faces_of(train=count, unseen=4)
     with pytest.raises(HoldfastError, match="StarGAN cannot be trained on") as caught:
         train_deepfake(tiny(), few, settings, NAMES)
-    assert caught.value.found == f"{count} training faces" and "attacker.threshold" in caught.value.repair
+    assert caught.value.found == f"{count} training faces" and "at least 2" in caught.value.expected
 
 
 def test_two_faces_are_enough_for_a_batch_of_four(tiny, faces_of, settings):

@@ -751,8 +751,18 @@ def test_values_that_no_training_face_has_are_neither_source_nor_aim(tiny, label
 
 def test_faces_that_differ_in_no_tag_are_refused(tiny, labelled_faces):
     faces = labelled_faces([("train", ["Black_Hair"])] * 4)
-    with pytest.raises(HoldfastError, match="no tag of which the training faces have two values"):
-        draws(tiny(), faces, 1)
+    with pytest.raises(HoldfastError, match="no two differ in one of Bangs, Eyeglasses, HairColor"):
+        train_deepfake(tiny(), faces, tiny().settings, ("hisd",))
+
+
+def test_only_the_tags_that_are_edited_are_targets(tiny):
+    everything, glasses = tiny(), tiny(edited=["Eyeglasses"])
+    assert everything.target_names == ["Bangs", "Eyeglasses", "Black_Hair", "Blond_Hair", "Brown_Hair"]
+    assert glasses.target_names == ["Eyeglasses"]
+    (target,) = glasses.targets(LABELS)
+    torch.testing.assert_close(target, everything.targets(LABELS)[1], equal_nan=True)
+    with pytest.raises(HoldfastError, match="Hat"):
+        tiny(edited=["Hat"])
 
 
 def test_a_step_judges_what_its_generator_made(tiny, tagged_faces):

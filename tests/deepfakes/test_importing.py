@@ -127,13 +127,17 @@ def spoiled(kind, tmp_path):
         content = [1]
     elif kind == "no generator":
         content = {"D": model.discriminator.state_dict()}
-    torch.save(content, path)
-    if kind == "truncated":
+    torch.save(content, path, _use_new_zipfile_serialization="legacy" not in kind)
+    if kind == "legacy, cut early":
+        path.write_bytes(path.read_bytes()[:16])
+    elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:2000])
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
         path.write_text("<!doctype html>")
+    elif kind == "words":
+        path.write_text("error: no such file")
     elif kind == "missing":
         path.unlink()
     file = {"path": path}
@@ -157,6 +161,8 @@ def spoiled(kind, tmp_path):
         ("truncated", "cannot read"),
         ("empty", "cannot read"),
         ("text", "more than tensors|cannot read"),
+        ("words", "more than tensors|cannot read"),
+        ("legacy, cut early", "cannot read"),
         ("missing", "cannot read"),
         ("sha256", "not the one.*sha256 0000"),
         ("order", "other attributes.*Young, Pale_Skin"),

@@ -65,6 +65,15 @@ def test_the_least_costly_entries():
     assert taken[0].tolist() == [False, True, False, True] and taken[1].sum() == 2
 
 
+def test_the_least_costly_entries_of_an_image_do_not_depend_on_its_neighbours():
+    random = torch.Generator().manual_seed(0)
+    gain, cost = torch.rand(2, 2, 3, 8, 8, generator=random).unbind()
+    cost[0, :, :4] *= 1e-4  # below the least of a costly neighbour's
+    alone = hiding.least_costly(gain[:1], cost[:1], 0.3)
+    cost[1] *= 1e6
+    assert torch.equal(hiding.least_costly(gain, cost, 0.3)[:1], alone)
+
+
 @pytest.mark.parametrize("levels", [1, 6, 12])
 def test_psnr_of_what_is_stored(levels):
     perturbation = torch.full((1, 3, 16, 16), (levels + 0.4) / 127.5)

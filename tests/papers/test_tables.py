@@ -9,6 +9,7 @@ from paper_records import a_run, cell, outputs, plan, record
 from holdfast.errors import HoldfastError
 from holdfast.papers.reported import load_reported
 from holdfast.papers.tables import (
+    AVERAGE,
     NOT_MEASURED,
     NOT_REPORTED,
     NOTHING,
@@ -221,6 +222,22 @@ def test_table_v_has_healthy_poisoned_and_control():
     assert healthy["reported"] == "43.77"
 
 
+def test_what_a_record_remarks_stands_beside_its_number():
+    records = [
+        outputs("l2_mask", 0.1, state="retrained", detector="retinaface", seed=seed, defence=defence)
+        for seed in (0, 1)
+        for defence in ("cmua", "tsdf")
+    ]
+    for found, remark in zip(records, ("retrained on 3", "not retrained", "retrained on 3", "on 5")):
+        found["extra"]["remark"] = remark
+    table = build(records, training_set="celeba", seeds=[0, 1])["table_III"]
+    where = {"dataset": "CelebA", "subject": "StarGAN", "metric": "l2_mask", "state": "retrained"}
+    assert cell(table, method="CMUA", **where)["why"] == "retrained on 3"
+    assert cell(table, method="TSDF", **where)["why"] == "seed 0: not retrained; seed 1: on 5"
+    of_all = cell(table, method="CMUA", **{**where, "subject": AVERAGE})
+    assert of_all["why"].endswith("; retrained on 3")
+
+
 def test_two_attackers_are_kept_apart():
     records = [outputs("l2_mask", 0.1, state="retrained", detector=d) for d in ("s3fd", "retinaface")]
     table = build(records, training_set="celeba")["table_III"]
@@ -395,6 +412,18 @@ def test_table_iii_keeps_to_data_sets_where_something_is_retrained():
     assert row["reported"] == "0.48" and row["measured"] != NOT_MEASURED
     assert set(table[table["dataset"] == "Synthetic"]["method"]) == {"CMUA", "Random", "TSDF"}
     assert "LFW" not in set(table["dataset"])
+
+
+def test_what_is_left_out_keeps_its_title(tmp_path):
+    from holdfast import config
+    from holdfast.stages.publish import plan_of
+
+    left_out = tmp_path / "left_out.yaml"
+    left_out.write_text("deepfakes: {hisd: {skip: no time}}\ndefences: {found: {skip: no time}}\n")
+    known = plan_of(config.read(config.PACKAGE.parents[1] / "config.yaml", left_out))
+    assert known["deepfakes"]["hisd"] == {"title": "HiSD", "skip": "no time"}
+    where = {"dataset": "CelebA", "subject": "StarGAN", "metric": "l2_mask", "method": "FOUND"}
+    assert "no time" in cell(build_tables([], known, REPORTED)["table_I"], **where)["why"]
 
 
 def test_every_method_of_the_paper_is_a_defence_of_the_config():

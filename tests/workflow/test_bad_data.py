@@ -81,6 +81,19 @@ def test_folder_without_the_attribute_file(with_celeba):
     assert_refused(pipeline, prepare(pipeline), "list_attr_celeba.txt")
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [("# nothing yet\n", None), ("datasets: {celeba\n", "cannot read the config paths.yaml")],
+)
+def test_where_paths_are_told(pipeline_copy, text, words):
+    pipeline = pipeline_copy("paths")
+    (pipeline.folder / "paths.yaml").write_text(text)
+    finished = pipeline.run("--dry-run", "--quiet")
+    assert (finished.returncode == 0) == (words is None), finished.stderr[-3000:]
+    assert words is None or words in finished.stdout + finished.stderr
+    (pipeline.folder / "paths.yaml").unlink()
+
+
 def test_checkpoint_of_another_architecture(smoke):
     """The weights of a wider model where a narrower one is expected."""
     wider = smoke.folder / "wider.yaml"

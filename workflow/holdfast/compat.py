@@ -34,12 +34,12 @@ def _declare_missing_operators():
 _declare_missing_operators()
 
 
-def has_torchvision_nms():
-    """Whether torchvision's own non-maximum suppression can run here."""
+def has_torchvision_nms(device="cpu"):
+    """Whether torchvision's own non-maximum suppression can run on a device; a CPU build cannot on CUDA."""
     from torchvision.ops import nms
 
     try:
-        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+        nms(torch.zeros(1, 4, device=device), torch.zeros(1, device=device), 0.5)
     except (NotImplementedError, RuntimeError):
         return False
     return True

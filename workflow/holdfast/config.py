@@ -161,7 +161,8 @@ def _complete_entry(section, name, entry):
     known = registered(section)
     if entry.get("skip"):
         # Not run: it may be of a kind that does not exist yet, with settings that nobody knows.
-        return {"title": name, **entry}
+        named = kind in known and section != "datasets"  # what is registered brings its own title
+        return entry if named else {"title": name, **entry}
     if kind not in known:
         named = f"{where}.kind" if "kind" in entry else where
         raise HoldfastError(
@@ -510,18 +511,27 @@ def read(*paths):
     """
     merged = {}
     for path in paths:
-        try:
-            part = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise HoldfastError(
-                f"cannot read the config {path}", found=str(error), expected="a YAML file"
-            ) from error
-        if not isinstance(part, dict):
-            raise HoldfastError(
-                f"cannot read the config {path}", found=_yaml(part), expected="a YAML file of `key: value`"
-            )
-        merged = merge(merged, part)
+        merged = merge(merged, read_part(path))
     return complete(merged)
+
+
+def read_part(path):
+    """One YAML file, not completed; nothing but comments is {}.
+
+    Raises:
+        HoldfastError: it is missing, or not YAML of `key: value`.
+    """
+    try:
+        part = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise HoldfastError(
+            f"cannot read the config {path}", found=str(error), expected="a YAML file"
+        ) from error
+    if not isinstance(part, dict):
+        raise HoldfastError(
+            f"cannot read the config {path}", found=_yaml(part), expected="a YAML file of `key: value`"
+        )
+    return part
 
 
 def merge(base, change):
@@ -603,7 +613,7 @@ def sources_of(weights):
 
 def hash_of(config):
     """sha256 of the settings that can change a number: all but where data and results lie."""
-    settings = {key: value for key, value in config.items() if key != "results"}
+    settings = {key: value for key, value in config.items() if key not in ("results", "inception_weights")}
     for section in ("deepfakes", "detectors"):
         settings[section] = {
             # A given checkpoint counts by its content, which is among the inputs of every record.

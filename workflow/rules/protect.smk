@@ -14,6 +14,8 @@ rule protect:
         R / "logs/protect/{dataset}.{defence}.{seed}.{split}.log",
     conda:
         "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
     params:
         images=lambda w: config["protection" if w.split == "test" else "attacker"]["images"],
         common=COMMON,

@@ -90,6 +90,8 @@ rule figures:
         R / "logs/figures.log",
     conda:
         "../../envs/holdfast.yaml"
+    resources:
+        gpu=1,
     params:
         faces=config["measuring"]["figure_faces"],
     script:

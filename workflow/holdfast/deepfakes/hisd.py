@@ -61,6 +61,14 @@ SETTINGS = {
         ],
         "description": "Tags in their order. One attribute: with and without it; several exclude each other.",
     },
+    "edited": {
+        "type": ["array", "null"],
+        "items": {"type": "string"},
+        "minItems": 1,
+        "uniqueItems": True,
+        "default": None,
+        "description": "Tags that are edited when the model is measured or attacked; null: all.",
+    },
     "guidance": {
         "enum": ["reference", "latent"],
         "default": "reference",
@@ -355,6 +363,15 @@ class HiSD(DeepfakeModel):
                 expected=f"each at most once, of {', '.join(self.attributes)}",
                 repair="mend deepfakes.hisd.tags or deepfakes.hisd.attributes",
             )
+        self.edited = settings["edited"] or list(self.tags)
+        unknown = sorted(set(self.edited) - set(self.tags))
+        if unknown:
+            raise HoldfastError(
+                "deepfakes.hisd.edited names tags that HiSD does not have",
+                found=", ".join(unknown),
+                expected=f"of {', '.join(self.tags)}",
+                repair="mend deepfakes.hisd.edited or deepfakes.hisd.tags",
+            )
         step = max(4, 2 ** settings["discriminator_layers"])
         # The encoded image has a quarter of the side, and a single pixel has no deviation.
         if image_size % step or image_size < 8:
@@ -390,16 +407,18 @@ class HiSD(DeepfakeModel):
 
     @property
     def target_names(self):
-        return [name for known in self.tags.values() for name in known]
+        return [name for tag, known in self.tags.items() if tag in self.edited for name in known]
 
     def targets(self, attributes):
         """Labels (T, N, A) of every edit: a tag of one attribute is flipped, another gets one of its own.
 
+        Of the tags in the setting `edited`.
+
         NaN: the attributes of other tags and the conditions, which are left alone.
         """
         targets = []
-        for columns in self.columns:
-            for column in columns:
+        for tag, columns in zip(self.tags, self.columns, strict=True):
+            for column in columns if tag in self.edited else ():
                 target = torch.full_like(attributes, torch.nan)
                 target[:, columns] = 0
                 target[:, column] = 1 - attributes[:, column] if len(columns) == 1 else 1
@@ -473,6 +492,13 @@ class HiSD(DeepfakeModel):
         }
         return {key: rows for key, rows in pools.items() if len(rows)}
 
+    def obstacle(self, labels):
+        """See DeepfakeModel: a face moves from one value of a tag to another that some face has."""
+        tags = [tag for tag, _ in self._pools(labels)]
+        if len(set(tags)) < len(tags):
+            return None
+        return f"training faces of which no two differ in one of {', '.join(self.tags)}"
+
     def _styles(self, tag):
         """(values of the tag, style): what edits move to."""
         first, count = self.firsts[tag], self.counts[tag]
@@ -505,13 +531,6 @@ class HiSD(DeepfakeModel):
         # Rows of the faces by (tag, value), and the pairs of values that faces have on both sides.
         pools = batches.once("pools", lambda: self._pools(batches.labels))
         moves = [(tag, a, b) for tag, a in pools for other, b in pools if tag == other and a != b]
-        if not moves:
-            raise HoldfastError(
-                f"HiSD cannot be trained on {batches.faces.folder}",
-                found="no tag of which the training faces have two values",
-                expected=f"faces that differ in one of {', '.join(self.tags)}",
-                repair="use more faces, or other tags (deepfakes.hisd.tags)",
-            )
         tags = sorted({tag for tag, _, _ in moves})
         tag = tags[torch.randint(len(tags), (), generator=random)]
         moves = [move for move in moves if move[0] == tag]

@@ -7,6 +7,7 @@ and `dis`). It is read without running any code in it, and must fit the network 
 
 import pickle
 import re
+import struct
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def _read(path):
             expected="tensors in dictionaries; nothing else is loaded, and no code of the file was run",
             repair=REPAIR,
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error, SafetensorError) as error:
         raise HoldfastError(
             f"cannot read the checkpoint {path}",
             found=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",

@@ -71,6 +71,9 @@ class DeepfakeModel:
             self.discriminator.requires_grad_(False)
             yield "generator", *self.generator_loss(x, attributes, target)
 
+    def obstacle(self, labels):
+        """What keeps the model from learning of faces with these labels (n, A), in words; None: nothing."""
+
     def prepare(self, faces):
         """Take from the training set what the model needs of it beyond training; most need nothing."""
 
@@ -93,11 +96,12 @@ def build(registry, name, settings, image_size, seed_names=None):
         return registry[name](settings, image_size)
 
 
-def save(model, path, fresh=()):
+def save(model, path, fresh=(), remark=None):
     """All networks of a model in one safetensors file, keys prefixed with the network's name.
 
     Args:
         fresh: networks that no checkpoint brought: initialised here, and trained in retraining only.
+        remark: how these weights came about, for whoever reads a number that they give.
     """
     tensors = {
         f"{part}.{key}": value
@@ -107,13 +111,24 @@ def save(model, path, fresh=()):
     about = {"model": type(model).__name__, "attributes": ",".join(model.label_order)}
     if fresh:
         about["fresh"] = ",".join(fresh)
+    if remark:
+        about["remark"] = remark
     write_tensors(path, tensors, about)
 
 
 def fresh_networks(path):
     """Names of the networks that :func:`save` was told no checkpoint had brought."""
+    return list(filter(None, _told(path).get("fresh", "").split(",")))
+
+
+def remark_on(path):
+    """The remark that :func:`save` was given, or None."""
+    return _told(path).get("remark")
+
+
+def _told(path):
     with safe_open(path, "pt") as file:
-        return list(filter(None, (file.metadata() or {}).get("fresh", "").split(",")))
+        return file.metadata() or {}
 
 
 def load(model, path):

@@ -85,6 +85,14 @@ class Batches:
         return x.to(self.device, memory_format=torch.channels_last), self.labels[chosen].to(self.device)
 
 
+def obstacle(model, faces):
+    """What keeps `model` from being trained on the split `train` of `faces`, in words, or None."""
+    positions = faces.positions("train")
+    if len(positions) < 2:
+        return f"{len(positions)} training faces"
+    return model.obstacle(faces.labels(positions, model.attributes))
+
+
 def train_deepfake(model, faces, settings, seed_names, *, state_path=None, device="cpu", on_sample=None):
     """Train all networks of `model` on the split `train` of `faces`.
 
@@ -100,16 +108,17 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
         The log, one row per iteration.
 
     Raises:
-        HoldfastError: there are fewer than two faces to train on, or the losses diverge.
+        HoldfastError: there are too few faces to train on (:func:`obstacle`), or the losses diverge.
     """
-    positions = faces.positions("train")
-    if len(positions) < 2:
+    found = obstacle(model, faces)
+    if found is not None:
         raise HoldfastError(
             f"{model.title} cannot be trained on {faces.folder}",
-            found=f"{len(positions)} training faces",
-            expected="at least 2",
-            repair="lower attacker.threshold, or protect more images (attacker.images)",
+            found=found,
+            expected="at least 2 training faces, with the attributes that the model edits",
+            repair="add faces, or annotate more of them",
         )
+    positions = faces.positions("train")
     networks, iterations = model.networks, settings["iterations"]
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last).train().requires_grad_(True)

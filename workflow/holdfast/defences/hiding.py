@@ -96,7 +96,8 @@ def least_costly(gain, cost, share):
         share: the fraction of each image's entries that are taken.
     """
     count = max(1, round(share * gain[0].numel()))
-    worth = (gain / cost.clamp(min=1e-3 * cost.mean().item() + 1e-30)).flatten(1)
+    least = 1e-3 * cost.mean(dim=(1, 2, 3), keepdim=True) + 1e-30
+    worth = (gain / cost.clamp(min=least)).flatten(1)
     # By position, not by value: gradients that are exactly 0 would all be equal to the last one taken.
     taken = torch.zeros_like(worth, dtype=torch.bool)
     return taken.scatter_(1, worth.topk(count, dim=1).indices, True).view_as(gain)

@@ -155,8 +155,8 @@ def match_compensated(truth, priors, threshold=0.35, weakest=0.1):
 
 
 @functools.cache
-def _torchvision_works():
-    return compat.has_torchvision_nms()
+def _torchvision_works(device_type):
+    return compat.has_torchvision_nms(device_type)
 
 
 def nms(boxes, scores, threshold):
@@ -179,7 +179,7 @@ def nms(boxes, scores, threshold):
             found=f"boxes {tuple(boxes.shape)}, scores {tuple(scores.shape)}",
             expected="boxes (k, 4), scores (k,)",
         )
-    if _torchvision_works():
+    if _torchvision_works(boxes.device.type):
         from torchvision.ops import nms as operator
 
         return operator(boxes, scores, threshold)

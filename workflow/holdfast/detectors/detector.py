@@ -5,6 +5,7 @@ A detector's file brings the network and what the paper fixes: strides, mean, an
 
 import json
 import pickle
+import struct
 from pathlib import Path
 
 import safetensors
@@ -333,7 +334,15 @@ def read_public(path):
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        struct.error,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        LookupError,
+    ) as error:
         raise HoldfastError(
             f"cannot read {path} as weights",
             found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,

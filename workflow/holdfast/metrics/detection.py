@@ -192,6 +192,14 @@ def pick_face(boxes, scores, *, score=TRUTH_SCORE, pick="best"):
     return int(rows[np.argmax(worth[pick][rows])])
 
 
+def definition_of_yield(score):
+    """The definition of :func:`harvest_yield` at a score."""
+    return (
+        f"fraction of the images whose best-scored box above {score} overlaps the true face at IoU >= "
+        f"{TRUTH_OVERLAP}"
+    )
+
+
 def harvest_yield(detections, truth, *, score=TRUTH_SCORE, overlap=TRUTH_OVERLAP, pick="best"):
     """The fraction of images from which the attacker gets a true face: what retraining feeds on.
 
@@ -306,7 +314,7 @@ REGISTER = {
     ),
     "harvest_yield": _register(
         "harvest_yield",
-        "fraction of the images whose best-scored box above 0.5 overlaps the true face at IoU >= 0.5",
+        definition_of_yield(TRUTH_SCORE),
         _before_and_after(harvest_yield),
     ),
 }

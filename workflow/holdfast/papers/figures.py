@@ -187,6 +187,13 @@ def loss_curves(path, log):
     _save(path, _png(figure))
 
 
+def picture_of_text(path, text):
+    """A picture that says why there is none."""
+    figure = _figure(540, 190)
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=_FONT, color=_INK, wrap=True)
+    _save(path, _png(figure))
+
+
 def _check(parts):
     first, *_ = shapes = {name: np.shape(part) for name, part in parts.items()}
     for name, shape in shapes.items():

@@ -2,6 +2,7 @@
 
 import torch
 
+from holdfast.deepfakes.model import remark_on
 from holdfast.metrics import METRICS
 from holdfast.metrics.fid import FeatureStatistics, in_features_of
 from holdfast.metrics.metric import Stream
@@ -74,6 +75,8 @@ def measure_outputs(
         provenance = work.provenance(perturbation_seed=seed)
         # Table I's outputs: every target of every image; n counts the edits, not the faces.
         told = {"targets": "all", "labels": origin, "faces": len(protected)}
+        if (remark := remark_on(path)) is not None:
+            told["remark"] = remark
         for metric, answer in answers:
             answer["extra"] = {**answer.get("extra", {}), **told}
             written.append(record_of(metric, answer, subject=subject, provenance=provenance, pair="outputs"))

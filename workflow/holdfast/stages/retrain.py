@@ -1,12 +1,17 @@
 """Stage retrain: the adaptive attacker collects the protected files, crops the faces and retrains."""
 
-from holdfast.attacker.harvest import crop_faces, union
+import sys
+from dataclasses import replace
+
+from holdfast.attacker.harvest import crop_faces, square_window, union
 from holdfast.config import attackers_detectors
-from holdfast.data.faceset import write_faceset
+from holdfast.data.faceset import read_report, write_faceset
 from holdfast.deepfakes import model as deepfake_model
-from holdfast.deepfakes.training import train_deepfake
+from holdfast.deepfakes.training import obstacle, train_deepfake
+from holdfast.files import write_text
 from holdfast.metrics import METRICS
-from holdfast.metrics.detection import harvest_yield
+from holdfast.metrics.detection import definition_of_yield, harvest_yield
+from holdfast.papers.figures import picture_of_text
 from holdfast.progress import Progress
 from holdfast.records import record_of, write_records
 from holdfast.stages.common import (
@@ -30,7 +35,8 @@ def harvest(config, defence, seed, protected_index, index_csv, detector, weights
     the paths of its weights, of all detectors in the config's order for the union.
 
     The attacker knows the attributes of what he collects (as in the paper's setting: the protected set
-    is CelebA). Records `harvest_yield`, and in its extra how many images gave a crop.
+    is CelebA). Records `harvest_yield`, and in its extra how many images gave a crop (`n_harvested`) and how
+    many of these crops are the whole image (`n_whole`): where the margin reaches beyond its edges.
     """
     work = Work(config, [protected_index, *weights])
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
@@ -41,8 +47,10 @@ def harvest(config, defence, seed, protected_index, index_csv, detector, weights
     truth = faces.boxes(protected.source_positions)
     labels = faces.labels(protected.source_positions, faces.attributes).numpy()
     detections = []
+    n_whole = 0
 
     def rows():
+        nonlocal n_whole
         with Progress(len(protected), f"harvesting with {title}") as bar:
             for part in batches(len(protected), config["measuring"]["batch"]):
                 pixels = protected.bytes(part)
@@ -58,9 +66,11 @@ def harvest(config, defence, seed, protected_index, index_csv, detector, weights
                     margin=settings["margin"],
                     no_detection=settings["no_detection"],
                 )
-                for at, (face, _) in zip(range(part.start, part.stop), crops, strict=True):
+                for at, (face, box) in zip(range(part.start, part.stop), crops, strict=True):
                     bar.advance()
                     if face is not None:
+                        size = len(face)
+                        n_whole += box is None or square_window(box, settings["margin"], size)[2] == size
                         yield face, protected.index["file"].iloc[at], "train", None, labels[at]
 
     taken = write_faceset(
@@ -76,9 +86,9 @@ def harvest(config, defence, seed, protected_index, index_csv, detector, weights
             "attacker": settings,
         },
     )
-    metric = METRICS["harvest_yield"]
+    metric = replace(METRICS["harvest_yield"], definition=definition_of_yield(settings["threshold"]))
     answer = harvest_yield(detections, truth, score=settings["threshold"])
-    answer.setdefault("extra", {})["n_harvested"] = len(taken)
+    answer.setdefault("extra", {}).update(n_harvested=len(taken), n_whole=n_whole)
     subject = {
         "kind": "harvest",
         "dataset": config["training_set"],
@@ -95,13 +105,21 @@ def harvest(config, defence, seed, protected_index, index_csv, detector, weights
 def retrain(
     config, name, defence, seed, pretrained, harvest_index, index_csv, weights, log_csv, curves, samples
 ):
-    """Fine-tune generator and discriminator from their weights on the harvest, with their own losses."""
+    """Fine-tune generator and discriminator from their weights on the harvest, with their own losses.
+
+    Where the harvest is too little to train on, the weights stay as they were: a defence that leaves the
+    attacker without faces has won, and its numbers are those of the model that he has. The weights carry a
+    remark on what they were trained on, which goes into every record and table cell that they give.
+
+    The random numbers are the same for all defences: what differs between two retrained models, and between
+    one and the control, is what was harvested.
+    """
     work = Work(config)
     harvested = open_faces(harvest_index)
     attacker = config["attacker"]
     keys = ("iterations", "generator_rate", "discriminator_rate")
     settings = {**config["deepfakes"][name], **{key: attacker[key] for key in keys}}
-    names = ("retrain", name, defence, config["seed"], seed)
+    names = ("retrain", name, config["seed"], seed)
     model = work.deepfake(name, pretrained)
     state = state_file(
         config,
@@ -111,16 +129,32 @@ def retrain(
         fingerprint(harvested.folder),
         work.sha256(pretrained),
     )
-    log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
-    deepfake_model.save(model, weights, deepfake_model.fresh_networks(pretrained))
-    write_log(log, log_csv, curves)
+    fresh = deepfake_model.fresh_networks(pretrained)
+    left = f"{len(harvested)} crops of {read_report(harvested.folder)['found']} collected faces ({_conditions(attacker)})"
+    missing = obstacle(model, harvested)
+    if missing is None:
+        log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
+        write_log(log, log_csv, curves)
+        deepfake_model.save(model, weights, fresh, f"retrained for {attacker['iterations']} steps on {left}")
+    else:
+        remark = f"not retrained, the weights are the pretrained ones: {left} leave {missing}"
+        print(f"{model.title} is {remark}", file=sys.stderr)
+        write_text(log_csv, "step\n")
+        picture_of_text(curves, f"{model.title} is not retrained:\n{missing}")
+        deepfake_model.save(model, weights, fresh, remark)
     sheet_of(deepfake_model.freeze(model, work.device), open_faces(index_csv), samples, work.device)
+
+
+def _conditions(attacker):
+    without = {"drop": "dropped", "whole": "kept whole"}[attacker["no_detection"]]
+    return f"boxes above {attacker['threshold']}, margin {attacker['margin']}, images without one {without}"
 
 
 def measure_retrained(config, name, defence, seed, weights, index_csv, classifier, records):
     """Records of the retrained model on clean faces (Table V).
 
-    `extra.fresh` of a record names the networks that no checkpoint had brought.
+    `extra.fresh` of a record names the networks that no checkpoint had brought, `extra.remark` says what the
+    model was retrained on.
     """
     work = Work(config, [weights, index_csv, classifier])
     subject = {
@@ -139,7 +173,8 @@ def measure_retrained(config, name, defence, seed, weights, index_csv, classifie
         subject,
         {"perturbation_seed": seed},
     )
-    fresh = deepfake_model.fresh_networks(weights)
-    for record in measured if fresh else ():
-        record["extra"] = {**record.get("extra", {}), "fresh": fresh}
+    told = {"fresh": deepfake_model.fresh_networks(weights), "remark": deepfake_model.remark_on(weights)}
+    told = {key: value for key, value in told.items() if value}
+    for record in measured if told else ():
+        record["extra"] = {**record.get("extra", {}), **told}
     write_records(records, measured)
