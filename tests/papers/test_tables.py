@@ -228,7 +228,8 @@ def test_what_a_record_remarks_stands_beside_its_number():
         for seed in (0, 1)
         for defence in ("cmua", "tsdf")
     ]
-    for found, remark in zip(records, ("retrained on 3", "not retrained", "retrained on 3", "on 5")):
+    remarks = ("retrained on 3", "not retrained", "retrained on 3", "on 5")
+    for found, remark in zip(records, remarks, strict=True):
         found["extra"]["remark"] = remark
     table = build(records, training_set="celeba", seeds=[0, 1])["table_III"]
     where = {"dataset": "CelebA", "subject": "StarGAN", "metric": "l2_mask", "state": "retrained"}

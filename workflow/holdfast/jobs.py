@@ -23,7 +23,7 @@ def job(log=None, threads=1):
     # Filling memory that is about to be written anyway costs time and decides nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
-    # Recent cards would else round float32 convolutions to 10 bits: what is hidden by a hair would show again.
+    # Recent cards would else round float32 convolutions to 10 bits: what is just hidden would show again.
     torch.backends.cudnn.allow_tf32 = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     file = None

@@ -14,6 +14,7 @@ rule protect:
         R / "logs/protect/{dataset}.{defence}.{seed}.{split}.log",
     conda:
         "../../envs/holdfast.yaml"
+    retries: 1
     resources:
         gpu=1,
     params:

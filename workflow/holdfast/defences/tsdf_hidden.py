@@ -217,7 +217,7 @@ CHOICES = {
     "when_hidden": ("ascend", "restore", "stay"),
 }
 FIRST_STAGE = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
-FRAME = 1.13  # side of the frame of `diversity`: TSDF's released code has 290 of 256 pixels
+FRAME = 290 / 256  # side of the frame of `diversity`, from TSDF's released code
 
 
 def poison_step(perturbation, gradient_, velocity, step_size, momentum, mask):

@@ -130,7 +130,8 @@ def retrain(
         work.sha256(pretrained),
     )
     fresh = deepfake_model.fresh_networks(pretrained)
-    left = f"{len(harvested)} crops of {read_report(harvested.folder)['found']} collected faces ({_conditions(attacker)})"
+    collected = read_report(harvested.folder)["found"]
+    left = f"{len(harvested)} crops of {collected} collected faces ({_conditions(attacker)})"
     missing = obstacle(model, harvested)
     if missing is None:
         log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
