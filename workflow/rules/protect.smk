@@ -12,9 +12,9 @@ rule protect:
         folder=directory(R / "protected/{dataset}/{defence}/{seed}/{split}"),
     log:
         R / "logs/protect/{dataset}.{defence}.{seed}.{split}.log",
+    retries: 1
     conda:
         "../../envs/holdfast.yaml"
-    retries: 1
     resources:
         gpu=1,
     params:
