@@ -37,7 +37,9 @@ SIZES = re.compile(
 SMOKE_TOO = re.compile(r"deepfakes\.\w+\.health\.\w+|attacker\.(threshold|no_detection)")
 # In their hours HiSD learns one of its tags, and some weights of losses are others: the published rebuild
 # faces long before they edit them.
-DEMO_TOO = re.compile(r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec")
+DEMO_TOO = re.compile(
+    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec|deepfakes\.stargan\.lambda_identity"
+)
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
     r"|deepfakes\.(attgan|attentiongan)\.lambda_cls|deepfakes\.attgan\.(lambda_cls_real|mirror)"

@@ -38,6 +38,7 @@ rule pretrain_deepfake:
         R / "logs/pretrain_deepfake/{model}.log",
     wildcard_constraints:
         model=one_of(TRAINED),
+    priority: 1  # the longest jobs, and nearly all others wait for them
     retries: 2
     conda:
         "../../envs/holdfast.yaml"
