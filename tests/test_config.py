@@ -35,10 +35,11 @@ SIZES = re.compile(
 )
 # With 8 iterations nothing is healthy or detected: the smoke preset lets everything through.
 SMOKE_TOO = re.compile(r"deepfakes\.\w+\.health\.\w+|attacker\.(threshold|no_detection)")
-# In their hours HiSD learns one of its tags, and some weights of losses are others: the published rebuild
-# faces long before they edit them.
+# In their time HiSD learns one of its tags, and some weights of losses are others: with the published ones faces
+# are rebuilt long before they are edited.
 DEMO_TOO = re.compile(
-    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec|deepfakes\.stargan\.lambda_identity"
+    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
+    r"|deepfakes\.attentiongan\.lambda_cls|deepfakes\.stargan\.lambda_identity"
 )
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
