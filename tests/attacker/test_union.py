@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from holdfast import config as configs
-from holdfast.attacker.harvest import crop_faces, union
+from holdfast.attacker.harvest import crop_faces, square_window, union
 from holdfast.data.faceset import write_faceset
 from holdfast.detectors import DETECTORS
 from holdfast.errors import HoldfastError
@@ -103,11 +103,16 @@ def test_a_harvest_with_all_detectors(collected, tmp_path):
     (record,) = read_records([tmp_path / "harvest.jsonl"])
     assert record["subject"]["detector"] == "union" and record["subject"]["defence"] == "none"
     assert len(record["provenance"]["inputs"]) == 4  # the index and three weights
+    assert "above 0.1 overlaps" in record["definition"]
     x = ProtectedSet(protected).pixels(slice(0, 6))
     best = [
         max((scores[0].item() if len(scores) else 0.0) for scores in each)
         for each in zip(*([s for _, s in d.detect(x, 0.1)] for d in detectors), strict=True)
     ]
+    found = zip(*(d.detect(x, 0.1) for d in detectors), strict=True)
+    surest = [max((b for b in each if len(b[1])), key=lambda b: b[1][0], default=None) for each in found]
+    windows = [square_window(b[0][0], 0.3, 32) for b in surest if b is not None]
+    assert record["extra"]["n_whole"] == sum(side == 32 for _, _, side in windows)
     taken = pd.read_csv(tmp_path / "harvest/index.csv")
     assert len(taken) == sum(score > 0.1 for score in best) == record["extra"]["n_harvested"] > 0
     with pytest.raises(ValueError):  # weights of two for three detectors

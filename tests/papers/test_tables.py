@@ -237,6 +237,11 @@ def test_what_a_record_remarks_stands_beside_its_number():
     assert cell(table, method="TSDF", **where)["why"] == "seed 0: not retrained; seed 1: on 5"
     of_all = cell(table, method="CMUA", **{**where, "subject": AVERAGE})
     assert of_all["why"].endswith("; retrained on 3")
+    other = outputs("l2_mask", 0.1, model="attgan", state="retrained", detector="retinaface", defence="cmua")
+    other["extra"]["remark"] = "not retrained"
+    table = build([*records, other], training_set="celeba", seeds=[0, 1])["table_III"]
+    of_all = cell(table, method="CMUA", **{**where, "subject": AVERAGE})
+    assert "; StarGAN: retrained on 3; AttGAN: not retrained" in of_all["why"]
 
 
 def test_two_attackers_are_kept_apart():

@@ -161,8 +161,8 @@ def _complete_entry(section, name, entry):
     known = registered(section)
     if entry.get("skip"):
         # Not run: it may be of a kind that does not exist yet, with settings that nobody knows.
-        named = kind in known and section != "datasets"  # what is registered brings its own title
-        return entry if named else {"title": name, **entry}
+        # What is registered brings its own title.
+        return entry if kind in known and section != "datasets" else {"title": name, **entry}
     if kind not in known:
         named = f"{where}.kind" if "kind" in entry else where
         raise HoldfastError(
@@ -222,8 +222,13 @@ def _check_references(config):
             refuse("metrics", name, ", ".join(known), f"write `{_nearest(name, known) or next(iter(known))}`")
     for name, entry in active(config, "deepfakes").items():
         # A model with tags knows attributes that it does not edit.
-        tags = entry.get("tags")
-        edited = [known for tag in tags for known in tag["attributes"]] if tags else entry["attributes"]
+        edited, where = entry["attributes"], "attributes"
+        if tags := {tag["name"]: tag["attributes"] for tag in entry.get("tags", [])}:
+            where = "edited" if entry.get("edited") else "tags"
+            lost = [tag for tag in entry.get("edited") or [] if tag not in tags]
+            if lost:
+                refuse(f"deepfakes.{name}.edited", ", ".join(lost), ", ".join(tags), "name some of its tags")
+            edited = [known for tag in entry.get("edited") or tags for known in tags[tag]]
         asked, least = entry["health"]["attributes"], entry["health"]["least"]
         if least is not None and least > len(asked):
             raise HoldfastError(
@@ -238,7 +243,7 @@ def _check_references(config):
                 f"deepfakes.{name}.health.attributes",
                 ", ".join(sorted(unknown)),
                 ", ".join(edited),
-                f"name those of deepfakes.{name}.{'tags' if tags else 'attributes'} only",
+                f"name those of deepfakes.{name}.{where} only",
             )
 
 

@@ -12,7 +12,7 @@ rule protect:
         folder=directory(R / "protected/{dataset}/{defence}/{seed}/{split}"),
     log:
         R / "logs/protect/{dataset}.{defence}.{seed}.{split}.log",
-    retries: 1
+    retries: 2
     conda:
         "../../envs/holdfast.yaml"
     resources:

@@ -67,7 +67,7 @@ SETTINGS = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "Tags that are edited when the model is measured or attacked; null: all.",
+        "description": "Tags whose edits are attacked and measured, of all that are trained; null: all.",
     },
     "guidance": {
         "enum": ["reference", "latent"],
@@ -364,14 +364,6 @@ class HiSD(DeepfakeModel):
                 repair="mend deepfakes.hisd.tags or deepfakes.hisd.attributes",
             )
         self.edited = settings["edited"] or list(self.tags)
-        unknown = sorted(set(self.edited) - set(self.tags))
-        if unknown:
-            raise HoldfastError(
-                "deepfakes.hisd.edited names tags that HiSD does not have",
-                found=", ".join(unknown),
-                expected=f"of {', '.join(self.tags)}",
-                repair="mend deepfakes.hisd.edited or deepfakes.hisd.tags",
-            )
         step = max(4, 2 ** settings["discriminator_layers"])
         # The encoded image has a quarter of the side, and a single pixel has no deviation.
         if image_size % step or image_size < 8:
@@ -411,8 +403,6 @@ class HiSD(DeepfakeModel):
 
     def targets(self, attributes):
         """Labels (T, N, A) of every edit: a tag of one attribute is flipped, another gets one of its own.
-
-        Of the tags in the setting `edited`.
 
         NaN: the attributes of other tags and the conditions, which are left alone.
         """

@@ -697,17 +697,16 @@ def _over_seeds(by_seed):
         for seed, r in sorted(by_seed.items())
         if r["value"] is None
     ]
-    remarks += _remarks_of({f"seed {seed}": r for seed, r in good.items()})
+    remarks += _told({f"seed {seed}": r.get("extra", {}).get("remark") for seed, r in good.items()})
     values = [r["value"] for r in good.values()]
     return values, [r["n"] for r in good.values()], list(good), {r["metric"] for r in good.values()}, remarks
 
 
-def _remarks_of(records):
-    """The remarks that records bring along; a key of `records` before each where they differ."""
-    told = {key: record.get("extra", {}).get("remark") for key, record in records.items()}
-    if len(set(told.values())) > 1:
-        return [f"{key}: {remark}" for key, remark in told.items() if remark]
-    return [remark for remark in set(told.values()) if remark]
+def _told(by_name):
+    """Remarks by what they are on, as a list; with the name before each where they differ."""
+    if len(set(by_name.values())) > 1:
+        return [f"{name}: {remark}" for name, remark in by_name.items() if remark]
+    return [remark for remark in set(by_name.values()) if remark]
 
 
 def _averaged(mean):
@@ -720,7 +719,7 @@ def _averaged(mean):
     remarks = [f"mean over {_listed(found)}"]
     if len(found) < len(mean.models):
         remarks[0] += f"; the paper's is over {_listed(mean.models)}"
-    remarks += dict.fromkeys(remark for cell in found.values() for remark in cell[4])
+    remarks += _told({title: "; ".join(cell[4]) for title, cell in found.items()})
     if all(other == seeds[0] for other in seeds):
         shared = seeds[0]
         values = [math.fsum(v) / len(v) for v in zip(*(cell[0] for cell in found.values()), strict=True)]

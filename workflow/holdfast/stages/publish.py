@@ -29,6 +29,7 @@ from holdfast.papers.tables import TABLES, build_tables, read_tables, titles_of_
 from holdfast.records import read_records
 from holdfast.stages.common import Work, detections_of, labels_of, open_faces
 from holdfast.stages.protect import ProtectedSet
+from holdfast.stages.retrain import NOT_RETRAINED
 
 FIGURE_SCORE = 0.5
 
@@ -140,6 +141,8 @@ def health_rows(records, plan):
             state = subject["state"]
             if state == "retrained":
                 state += f" on {plan['defences'][subject['defence']]['title']}, seed {subject['seed']}"
+                if record["extra"].get("remark", "").startswith(NOT_RETRAINED):
+                    state += f" ({NOT_RETRAINED})"
         elif subject["kind"] == "detector":
             title, state = plan["detectors"][subject["detector"]]["title"], subject["state"]
         else:

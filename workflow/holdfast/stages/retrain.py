@@ -27,6 +27,8 @@ from holdfast.stages.health import health_records
 from holdfast.stages.pretrain import sheet_of, write_log
 from holdfast.stages.protect import ProtectedSet
 
+NOT_RETRAINED = "not retrained"  # what the remark of a model begins with that had nothing to train on
+
 
 def harvest(config, defence, seed, protected_index, index_csv, detector, weights, folder, records):
     """Run the attacker's detector over the protected files and pack its crops as a face set.
@@ -138,7 +140,7 @@ def retrain(
         write_log(log, log_csv, curves)
         deepfake_model.save(model, weights, fresh, f"retrained for {attacker['iterations']} steps on {left}")
     else:
-        remark = f"not retrained, the weights are the pretrained ones: {left} leave {missing}"
+        remark = f"{NOT_RETRAINED}, the weights are the pretrained ones: {left} leave {missing}"
         print(f"{model.title} is {remark}", file=sys.stderr)
         write_text(log_csv, "step\n")
         picture_of_text(curves, f"{model.title} is not retrained:\n{missing}")
