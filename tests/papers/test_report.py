@@ -3,13 +3,15 @@ import re
 
 import numpy as np
 import pytest
-from paper_records import a_run, plan
+from paper_records import a_run, plan, record
 from PIL import Image
 
 from holdfast.errors import HoldfastError
 from holdfast.papers.report import write_report
 from holdfast.papers.reported import load_reported
 from holdfast.papers.tables import build_tables
+from holdfast.stages.publish import health_rows
+from holdfast.stages.retrain import NOT_RETRAINED
 
 _VOID = {"meta", "img", "br"}
 
@@ -123,3 +125,15 @@ def test_it_says_where_the_attacker_stops_short(tmp_path):
         assert "<th>The attacker retrains</th><td>StarGAN</td>" in text
         assert ("<th>The attacker works on seeds</th><td>1</td>" in text) == said
         assert ("<th>The attacker collects what is protected by</th><td>Original, TSDF</td>" in text) == said
+
+
+def test_a_model_that_was_not_retrained_is_not_called_so():
+    def of_model(remark):
+        about = {"model": "stargan", "state": "retrained", "defence": "tsdf", "seed": 0}
+        found = record("ssim", 0.7, kind="model", dataset="celeba", **about)
+        return found | {"extra": {"remark": remark}}
+
+    (row,) = health_rows([of_model("retrained for 2 steps")], plan())
+    assert row == {"model": "StarGAN", "state": "retrained on TSDF, seed 0", "ssim": 0.7}
+    (row,) = health_rows([of_model(f"{NOT_RETRAINED}, the weights are others")], plan())
+    assert row["state"] == "retrained on TSDF, seed 0 (not retrained)"
