@@ -38,8 +38,8 @@ SMOKE_TOO = re.compile(r"deepfakes\.(\w+\.health\.\w+|hisd\.edited)|attacker\.(t
 # In their time HiSD learns one of its tags, and some weights of losses are others: the published ones need
 # far more iterations.
 DEMO_TOO = re.compile(
-    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
-    r"|deepfakes\.attentiongan\.lambda_cls|deepfakes\.stargan\.lambda_identity"
+    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec"
+    r"|deepfakes\.stargan\.lambda_identity"
 )
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"

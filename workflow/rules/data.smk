@@ -8,6 +8,7 @@ rule prepare_faces:
         report=R / "data/{dataset}/report.json",
     log:
         R / "logs/prepare_faces/{dataset}.log",
+    priority: 1  # pretraining waits for them
     conda:
         "../../envs/holdfast.yaml"
     params:
