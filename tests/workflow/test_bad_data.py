@@ -91,7 +91,6 @@ def test_where_paths_are_told(pipeline_copy, text, words):
     finished = pipeline.run("--dry-run", "--quiet")
     assert (finished.returncode == 0) == (words is None), finished.stderr[-3000:]
     assert words is None or words in finished.stdout + finished.stderr
-    (pipeline.folder / "paths.yaml").unlink()
 
 
 def test_checkpoint_of_another_architecture(smoke):
