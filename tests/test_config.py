@@ -28,7 +28,7 @@ SIZES = re.compile(
                        |critic_steps|generator_rate|discriminator_rate|decay_after|precision|skip|title)
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
-                      |feature_size|skip|title)
+                      |feature_size|skip|title|seeds)
     | attacker\.(images|models|defences|seeds|iterations|generator_rate|discriminator_rate)
     | studies\.\w+\.(skip|seeds|vary\.\w+)""",
     re.VERBOSE,
@@ -268,6 +268,19 @@ def test_a_study_may_be_run_with_some_seeds():
         assert config.studys_seeds(found, "a") == run
     told = str(refusal({**three, "studies": studies([0, 3])}))
     assert "studies.a.seeds refers to nothing that is run" in told and "seeds: [0, 1, 2]" in told
+
+
+def test_a_defence_may_be_measured_with_some_seeds():
+    def measured(seeds):
+        two = {"none": {"seeds": seeds}, "cmua": {}}
+        return {"defences": two, "perturbation_seeds": [0, 1, 2]}
+
+    for seeds, run in ((None, [0, 1, 2]), ([2, 0], [0, 2])):
+        found = config.complete(small(**measured(seeds)))
+        assert config.defences_seeds(found, "none") == run
+        assert config.defences_seeds(found, "cmua") == [0, 1, 2]
+    told = str(refusal(measured([3])))
+    assert "defences.none.seeds refers to nothing that is run" in told and "seeds: [0, 1, 2]" in told
 
 
 def test_the_attacker_may_harvest_with_all_detectors():

@@ -322,6 +322,16 @@ def test_a_study_with_fewer_seeds_says_so():
         assert cell(tables["table_I"], **where | {"method": "CMUA"})["seeds"] == "0 1 2"
 
 
+def test_a_defence_with_fewer_seeds_says_so():
+    fewer = plan()["defences"]
+    fewer["cmua"]["seeds"], fewer["tsdf"]["seeds"] = [1], [0, 1]
+    records = [outputs("l2_mask", 0.2, seed=1), outputs("l2_mask", 0.3, defence="tsdf", seed=0)]
+    table = build(records, defences=fewer)["table_I"]
+    where = {"dataset": "CelebA", "subject": "StarGAN", "metric": "l2_mask"}
+    assert "CMUA is measured with seed 1 only (its `seeds`)" in cell(table, method="CMUA", **where)["why"]
+    assert "only" not in cell(table, method="TSDF", **where)["why"]
+
+
 def test_means_compare_the_same_models_before_and_after():
     values = {("stargan", "original"): 0.4, ("attgan", "original"): 0.6, ("stargan", "retrained"): 0.8}
     records = [

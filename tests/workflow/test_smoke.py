@@ -196,3 +196,10 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
     counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
     assert counts["perturb"] == 36 * 2 - 11
     assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 11
+    # A defence on one seed: the other is neither learnt nor measured on the two data sets.
+    (pipeline.folder / "chosen.yaml").write_text(chosen + "defences: {ssod: {seeds: [0]}}\n")
+    finished = pipeline.run("--workflow-profile", "profiles/default", *given)
+    told = finished.stdout + finished.stderr
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    assert counts["perturb"] == 36 * 2 - 1
+    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 2

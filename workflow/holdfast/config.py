@@ -204,12 +204,15 @@ def _check_references(config):
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
     attacker, seeds = config["attacker"], config["perturbation_seeds"]
-    of_studies = active(config, "studies").items()
     for where, chosen, entries, running in (
         ("attacker.models", attacker["models"], config["deepfakes"], active(config, "deepfakes")),
         ("attacker.defences", attacker["defences"], config["defences"], active(config, "defences")),
         ("attacker.seeds", attacker["seeds"], seeds, seeds),
-        *((f"studies.{name}.seeds", study.get("seeds"), seeds, seeds) for name, study in of_studies),
+        *(
+            (f"{section}.{name}.seeds", entry.get("seeds"), seeds, seeds)
+            for section in ("defences", "studies")
+            for name, entry in active(config, section).items()
+        ),
     ):
         # What is skipped may be named, as long as something is left: the tables give the reason.
         lost = [one for one in chosen or [] if one not in entries]
@@ -590,6 +593,11 @@ def _attackers(config, key, section):
 def attackers_seeds(config):
     """The perturbation seeds whose protected faces he collects, in the config's order."""
     return _seeds_of(config, config["attacker"])
+
+
+def defences_seeds(config, name):
+    """The perturbation seeds that a defence is measured with, in the config's order."""
+    return _seeds_of(config, config["defences"][name])
 
 
 def studys_seeds(config, study):

@@ -22,6 +22,9 @@ STUDIES = {
     for study in config["studies"]
 }
 SEEDS = config["perturbation_seeds"]
+# The defences with their seeds, as files are called: "cmua.0". Figures show the first seed of each.
+MEASURED = [f"{d}.{seed}" for d in DEFENCES for seed in settings.defences_seeds(config, d)]
+SHOWN = [f"{d}/{settings.defences_seeds(config, d)[0]}" for d in DEFENCES]
 TRAINING_SET = config["training_set"]
 ATTACKER = config["attacker"]["detector"]
 RETRAINED = settings.attackers_models(config)  # the models that he retrains
@@ -89,6 +92,12 @@ def deepfake_weights(model):
 
 def detector_weights(detector):
     return R / f"detectors/{detector}/weights.safetensors"
+
+
+def settings_of_defence(name):
+    """Its entry, but for the seeds that it is measured with, which change no perturbation."""
+    _, entry = settings.defence_of(config, name)
+    return {key: value for key, value in entry.items() if key != "seeds"}
 
 
 def given_first_stage(wildcards):

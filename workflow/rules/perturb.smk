@@ -44,7 +44,7 @@ rule perturb:
     resources:
         gpu=1,
     params:
-        settings=lambda w: settings.defence_of(config, w.defence)[1],
+        settings=lambda w: settings_of_defence(w.defence),
         faces=config["datasets"][TRAINING_SET]["perturbation_images"],
         common=COMMON,
     script:

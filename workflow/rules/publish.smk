@@ -3,10 +3,9 @@ RECORDS = [
     *expand(R / "records/health/{model}.jsonl", model=DEEPFAKES),
     *expand(R / "records/detectors/{detector}.jsonl", detector=DETECTORS),
     *expand(
-        R / "records/outputs/{dataset}.{defence}.{seed}.original.jsonl",
+        R / "records/outputs/{dataset}.{measured}.original.jsonl",
         dataset=DATASETS,
-        defence=DEFENCES,
-        seed=SEEDS,
+        measured=MEASURED,
     ),
     *expand(
         R / "records/outputs/{dataset}.{defence}.{seed}.retrained.jsonl",
@@ -15,11 +14,10 @@ RECORDS = [
         seed=ATTACKERS_SEEDS,
     ),
     *expand(
-        R / "records/{kind}/{dataset}.{defence}.{seed}.jsonl",
+        R / "records/{kind}/{dataset}.{measured}.jsonl",
         kind=["images", "detection"],
         dataset=DATASETS,
-        defence=DEFENCES,
-        seed=SEEDS,
+        measured=MEASURED,
     ),
     *expand(
         R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
@@ -75,9 +73,7 @@ rule study:
 rule figures:
     """Fig. 5: edits; Fig. 6: protected photographs; Fig. 7: boxes before and after."""
     input:
-        protected=expand(
-            R / f"protected/{TRAINING_SET}" / "{defence}" / str(SEEDS[0]) / "test", defence=DEFENCES
-        ),
+        protected=expand(R / f"protected/{TRAINING_SET}" / "{shown}/test", shown=SHOWN),
         faces=faces(TRAINING_SET),
         classifier=CLASSIFIER,
         deepfakes=ALL_DEEPFAKES,

@@ -180,7 +180,8 @@ def build_tables(records, plan, reported, only=None):
             detection, harvest and model belong to other tables and are passed over.
         plan: what the config asks for: ``training_set`` (name), ``datasets``, ``deepfakes``,
             ``detectors`` and ``defences`` (each {name: {"title": text, "skip": None or the reason}}, in
-            the order of the config; titles as in the paper), ``seeds``, and optionally ``attacker``
+            the order of the config; titles as in the paper; a defence may have ``seeds`` of its own, those
+            that it is measured with), ``seeds``, and optionally ``attacker``
             ({"detector": name, "models": names, "defences": names, "seeds": seeds}: his detector stands
             beside the reported cells where several harvested, and he retrains only these models, on what
             these defences protect with these seeds) and
@@ -387,6 +388,10 @@ class _Names:
         #: The seeds whose harvest he retrains on, and those of this study, where these are not all.
         self.attackers_seeds = _fewer(attacker.get("seeds"), plan["seeds"])
         self.studys_seeds = _fewer(seeds, plan["seeds"])
+        self.defences_seeds = {
+            entry.get("title", name): _fewer(entry.get("seeds"), plan["seeds"])
+            for name, entry in plan["defences"].items()
+        }
 
     def _others(self, group, chosen):
         running = self.titles(group, skipped=False)
@@ -670,6 +675,8 @@ def _row(name, key, cell, told, names):
     row["measured_by"] = " ".join(sorted(metrics))
     if names.attackers_seeds and (_of_attacker(row) or name in _COMPARING):
         why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
+    elif own := names.defences_seeds.get(row["method"]):
+        why.append(f"{row['method']} is measured with seed {_listed(own)} only (its `seeds`)")
     if names.studys_seeds:
         why.append(f"the study is run with seed {_listed(names.studys_seeds)} only (its `seeds`)")
     network = sorted(

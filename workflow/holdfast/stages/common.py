@@ -63,11 +63,12 @@ class Work:
         return detector.to(self.device)
 
     def classifier(self, weights):
-        return AttributeClassifier.load(weights).to(self.device)
+        # Channels last: its convolutions take about half the time so on a CPU.
+        return AttributeClassifier.load(weights).to(self.device, memory_format=torch.channels_last)
 
 
 # Keys of a config entry that are the pipeline's, not the module's own SETTINGS.
-PIPELINE_KEYS = {"kind", "title", "skip", "perturbation_images", "weights", "training", "health"}
+PIPELINE_KEYS = {"kind", "title", "skip", "seeds", "perturbation_images", "weights", "training", "health"}
 
 
 def own_settings(entry):

@@ -11,6 +11,7 @@ from holdfast.config import (
     attackers_defences,
     attackers_models,
     attackers_seeds,
+    defences_seeds,
     hash_of,
     studied,
     studys_seeds,
@@ -56,6 +57,8 @@ def plan_of(config):
             }
             for name, entry in config[section].items()
         }
+    for name in config["defences"]:
+        plan["defences"][name]["seeds"] = defences_seeds(config, name)
     plan["studies"] = {}
     for name, entry in config["studies"].items():
         table = table_of(config, name)
