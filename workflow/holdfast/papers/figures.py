@@ -6,6 +6,7 @@ it is drawn again with smaller thumbnails.
 """
 
 import io
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,7 @@ def _write_grid(path, cells, columns, rows, captions=None, blocks=None, thumb=11
 def _grid(cells, columns, rows, captions, blocks, size, boxes, colours):
     """A figure of thumbnails `size` pixels high with titles above, at the left and under them."""
     left = 12 + max(_text_width(row) for row in rows) if any(rows) else _GAP
+    columns = [_wrapped(column, size) for column in columns]
     top = 8 + 15 * max(column.count("\n") + 1 for column in columns)
     under = [16 if boxes else 0] * len(cells)
     if captions:
@@ -300,6 +302,13 @@ def _legend(page, colours, left, y):
         page.text(x + 15, y, detector, ha="left", va="center", fontsize=8, color=_INK)
         x += 30 + _text_width(detector)
     page.text(x, y, "numbers: boxes found", ha="left", va="center", fontsize=8, color=_PALE)
+
+
+def _wrapped(title, size):
+    """A title in lines about as wide as the column: a long one would make the column as wide."""
+    letters = max(8, round(size / _LETTER))
+    lines = [textwrap.wrap(line, letters, break_long_words=False) for line in title.split("\n")]
+    return "\n".join(part for parts in lines for part in parts)
 
 
 def _text_width(text):
