@@ -287,7 +287,7 @@ def _draw_boxes(page, by_detector, colours, x, y, scale, middle, size):
             box = Rectangle(place, (x2 - x1) * scale, (y2 - y1) * scale, fill=False)
             box.set(edgecolor=colours[detector], linewidth=line, joinstyle="miter")
             page.add_patch(box)
-    step = 26
+    step = min(26, size / max(1, len(by_detector)))  # no wider than the image: beside it stands the next
     start = middle - step * (len(by_detector) - 1) / 2
     for i, (detector, found) in enumerate(by_detector.items()):
         number = len(np.reshape(found, (-1, 4)))
