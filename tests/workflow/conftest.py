@@ -37,7 +37,7 @@ class Pipeline:
         # An installed copy of the library must not stand in for the one in the folder.
         return {**os.environ, "PYTHONPATH": str(self.folder / "workflow")}
 
-    def run(self, *arguments, timeout=900):
+    def run(self, *arguments, timeout=2400):
         """Run Snakemake with the smoke profile; returns the finished process with its output."""
         return subprocess.run(
             self.command(*arguments),
