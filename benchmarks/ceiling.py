@@ -1,12 +1,12 @@
-"""What any defence could reach at most on a run's deepfake models: the strongest attack within epsilon.
+"""How far a direct attack gets on a run's deepfake models: an estimate of what any defence could reach.
 
     python benchmarks/ceiling.py results/lab [FACES [STEPS]]
 
 For each deepfake model, on the first FACES (16) test faces of the training set: for each edit, STEPS (40) of
 projected gradient ascent on MSE(G(x + delta), G(x)), steps of epsilon / 10, from uniform noise, on that edit
 alone and with all of its gradient; once per image, and once as one delta for all of them (fitted to the very
-faces it is measured on). A model on which this fails cannot be disrupted within the budget: a low number in
-Table I is then the model's, not the defence's. Float32, not stored in 8 bits.
+faces it is measured on). Nothing here is a proof: a better optimiser may get further. But where so direct an
+attack fails, a low number in Table I is the model's rather than the defence's. Float32, not stored in 8 bits.
 """
 
 import json
@@ -27,7 +27,12 @@ from holdfast.stages.common import Work, labels_of, open_faces  # noqa: E402
 
 
 def ascended(model, x, target, steps, epsilon, shape):
-    """delta of `shape`, |delta| <= epsilon, after the ascent."""
+    """The delta that the ascent finds, |delta| <= epsilon.
+
+    Args:
+        x: faces (N, 3, S, S) in [-1, 1]; target: their targets, as of `model.targets`.
+        shape: that of delta, (N, 3, S, S) or (1, 3, S, S).
+    """
     with torch.no_grad():
         clean = model.edit(x, target)
     start = torch.rand(shape, generator=generator("ceiling")) * 2 - 1

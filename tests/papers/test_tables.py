@@ -330,6 +330,18 @@ def test_a_defence_with_fewer_seeds_says_so():
     where = {"dataset": "CelebA", "subject": "StarGAN", "metric": "l2_mask"}
     assert "CMUA is measured with seed 1 only (its `seeds`)" in cell(table, method="CMUA", **where)["why"]
     assert "only" not in cell(table, method="TSDF", **where)["why"]
+    # What the attacker retrains on are his seeds, not those.
+    states = {"original": {}, "retrained": {"detector": "retinaface"}}
+    records = [
+        outputs("l2_mask", 0.2, dataset="synthetic", seed=seed, state=state, **more)
+        for state, more in states.items()
+        for seed in ([1] if state == "original" else [0, 1])
+    ]
+    table = build(records, defences=fewer)["table_III"]
+    where["dataset"] = "Synthetic"
+    for state, said in (("original", True), ("retrained", False)):
+        row = cell(table, method="CMUA", state=state, **where)
+        assert ("is measured with seed 1 only" in row["why"]) == said and row["measured"] == "0.2"
 
 
 def test_means_compare_the_same_models_before_and_after():

@@ -171,35 +171,32 @@ def test_a_study_alone_asks_only_for_what_its_table_needs(pipeline_copy):
 
 def test_dry_run_at_the_papers_scale(pipeline_copy):
     pipeline = pipeline_copy("paper")
-    finished = pipeline.run("--workflow-profile", "profiles/default", "-n", "--cores", "all")
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    told = finished.stdout + finished.stderr
+
+    def planned(change=""):
+        """{rule: its number of jobs} of config.yaml with a change laid over it, and what was printed."""
+        (pipeline.folder / "chosen.yaml").write_text(change)
+        given = ["--configfile", "chosen.yaml"] if change else []
+        finished = pipeline.run("--workflow-profile", "profiles/default", "-n", "--cores", "all", *given)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        told = finished.stdout + finished.stderr
+        return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}, told
+
+    counts, told = planned()
     assert "results/paper/report.html" in told
-    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
     # 11 defences, and 25 variants of three of them, of which the attacker sees nothing.
     assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36, 11 * 3, 11 * 4)
     assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 25, 5)
     # Of four defences, and of the variants that change it: three distances and a sign.
     assert counts["first_stage"] == 4 + 3 + 1
     chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], defences: [none, tsdf], seeds: [1]}\n"
-    (pipeline.folder / "chosen.yaml").write_text(chosen)
-    given = ("-n", "--cores", "all", "--configfile", "chosen.yaml")
-    finished = pipeline.run("--workflow-profile", "profiles/default", *given)
-    told = finished.stdout + finished.stderr
-    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    counts, _ = planned(chosen)
     assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36 * 2, 2 * 3, 2)
     assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2
     # The readings of the paper on one seed: all of the 12 but tsdf itself are its alone.
-    (pipeline.folder / "chosen.yaml").write_text(chosen + "studies: {ambiguities: {seeds: [0]}}\n")
-    finished = pipeline.run("--workflow-profile", "profiles/default", *given)
-    told = finished.stdout + finished.stderr
-    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    counts, _ = planned(chosen + "studies: {ambiguities: {seeds: [0]}}\n")
     assert counts["perturb"] == 36 * 2 - 11
     assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 11
     # A defence on one seed: the other is neither learnt nor measured on the two data sets.
-    (pipeline.folder / "chosen.yaml").write_text(chosen + "defences: {ssod: {seeds: [0]}}\n")
-    finished = pipeline.run("--workflow-profile", "profiles/default", *given)
-    told = finished.stdout + finished.stderr
-    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", told, re.M)}
+    counts, _ = planned(chosen + "defences: {ssod: {seeds: [0]}}\n")
     assert counts["perturb"] == 36 * 2 - 1
     assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 2

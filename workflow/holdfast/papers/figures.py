@@ -231,7 +231,11 @@ def _grid(cells, columns, rows, captions, blocks, size, boxes, colours):
         lines = [max(text.count("\n") + 1 if text else 0 for text in row) for row in captions]
         under = [4 + 12 * number if number else 0 for number in lines]
     widths = [
-        max(_text_width(columns[c]) + _GAP, *(_width(row[c], size) for row in cells))
+        max(
+            _text_width(columns[c]) + _GAP,
+            *(_width(row[c], size) for row in cells),
+            *(_text_width(row[c]) for row in captions or []),
+        )
         for c in range(len(columns))
     ]
     bottom = 22 if boxes else _GAP

@@ -675,7 +675,7 @@ def _row(name, key, cell, told, names):
     row["measured_by"] = " ".join(sorted(metrics))
     if names.attackers_seeds and (_of_attacker(row) or name in _COMPARING):
         why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
-    elif own := names.defences_seeds.get(row["method"]):
+    elif not _of_attacker(row) and (own := names.defences_seeds.get(row["method"])):
         why.append(f"{row['method']} is measured with seed {_listed(own)} only (its `seeds`)")
     if names.studys_seeds:
         why.append(f"the study is run with seed {_listed(names.studys_seeds)} only (its `seeds`)")
