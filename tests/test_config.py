@@ -288,6 +288,9 @@ def test_the_attacker_may_harvest_with_all_detectors():
     found = config.complete(small(detectors=two, attacker={"detector": "union"}))
     assert config.attackers_detectors(found, "union") == ["retinaface", "s3fd"]
     assert config.attackers_detectors(found, "s3fd") == ["s3fd"]
+    assert config.harvesters(found) == ["retinaface", "s3fd", "union"]
+    one = config.complete(small(detectors=two | {"s3fd": {"skip": "not here"}}))
+    assert config.harvesters(one) == ["retinaface"]  # a union of one would tell nothing new
     none = refusal({"detectors": {"retinaface": {"skip": "no"}}, "attacker": {"detector": "union"}})
     assert "attacker.detector refers to nothing" in str(none)
 

@@ -575,6 +575,13 @@ def attackers_detectors(config, name):
     return list(active(config, "detectors")) if name == UNION else [name]
 
 
+def harvesters(config):
+    """What harvests are measured with: each detector, the union of several, the attacker's own."""
+    names = list(active(config, "detectors"))
+    union = [UNION] if len(names) > 1 else []
+    return list(dict.fromkeys([*names, *union, config["attacker"]["detector"]]))
+
+
 def attackers_models(config):
     """The deepfake models that the attacker retrains, in the config's order."""
     return _attackers(config, "models", "deepfakes")

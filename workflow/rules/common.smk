@@ -30,7 +30,7 @@ ATTACKER = config["attacker"]["detector"]
 RETRAINED = settings.attackers_models(config)  # the models that he retrains
 COLLECTED = settings.attackers_defences(config)  # the defences whose protected faces he collects
 ATTACKERS_SEEDS = settings.attackers_seeds(config)
-HARVESTERS = list(dict.fromkeys([*DETECTORS, ATTACKER]))
+HARVESTERS = settings.harvesters(config)
 TABLES = ["I", "II", "III", "IV", "V", "VI"]
 FIGURES = ["5", "6", "7"]
 
