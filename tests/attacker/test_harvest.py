@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.attacker.harvest import crop, crop_faces, square_window
+from holdfast.attacker.harvest import crop, square_window, windows
 from holdfast.seeds import numpy_generator
 
 SIZE = 64
@@ -122,40 +122,23 @@ FOUND = detections(
 )
 
 
+OPTIONS = {"threshold": 0.5, "margin": 0.25, "no_detection": "drop"}
+
+
 def test_the_surest_box_above_the_threshold_is_taken():
-    images = noise("faces", 4)
-    taken = list(crop_faces(images, FOUND, threshold=0.5, margin=0.25, no_detection="drop"))
-    assert len(taken) == 4
-    assert taken[0][1].tolist() == [20, 20, 40, 40] and taken[3][1].tolist() == [10, 10, 30, 30]
-    assert (taken[0][0] == crop(images[0], (15.0, 15.0, 30.0), SIZE)).all()
-    assert (taken[3][0] == crop(images[3], (5.0, 5.0, 30.0), SIZE)).all()
-    assert taken[1] == taken[2] == (None, None)
+    assert windows(FOUND, SIZE, **OPTIONS) == [(15, 15, 30), None, None, (5, 5, 30)]
 
 
 def test_images_without_a_face_may_be_taken_whole():
-    images = noise("faces", 4)
-    dropped = list(crop_faces(images, FOUND, threshold=0.5, margin=0.25, no_detection="drop"))
-    whole = list(crop_faces(images, FOUND, threshold=0.5, margin=0.25, no_detection="whole"))
-    for number in (1, 2):
-        assert (whole[number][0] == images[number]).all() and whole[number][1] is None
-    for number in (0, 3):
-        assert (whole[number][0] == dropped[number][0]).all()
+    whole = windows(FOUND, SIZE, **OPTIONS | {"no_detection": "whole"})
+    assert whole == [(15, 15, 30), (0, 0, SIZE), (0, 0, SIZE), (5, 5, 30)]
 
 
 def test_margin_and_threshold_are_heeded():
-    images = noise("faces", 4)
-    close = list(crop_faces(images, FOUND, threshold=0.5, margin=0.0, no_detection="drop"))
-    assert (close[0][0] == crop(images[0], (20.0, 20.0, 20.0), SIZE)).all()
+    close = OPTIONS | {"margin": 0.0}
+    assert windows(FOUND, SIZE, **close)[0] == (20, 20, 20)
     counts = [
-        sum(
-            face is not None
-            for face, _ in crop_faces(images, FOUND, threshold=t, margin=0, no_detection="drop")
-        )
-        for t in (0.0, 0.5, 0.6, 0.9)
+        sum(window is not None for window in windows(FOUND, SIZE, **close | {"threshold": threshold}))
+        for threshold in (0.0, 0.5, 0.6, 0.9)
     ]
     assert counts == [3, 2, 1, 0]
-
-
-def test_as_many_detections_as_images():
-    with pytest.raises(ValueError):
-        list(crop_faces(noise("faces", 3), FOUND, threshold=0.5, margin=0, no_detection="drop"))

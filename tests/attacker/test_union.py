@@ -7,15 +7,18 @@ import torch
 from PIL import Image
 
 from holdfast import config as configs
-from holdfast.attacker.harvest import crop_faces, square_window, union
+from holdfast.attacker.harvest import crop, square_window, union, windows
 from holdfast.data.faceset import write_faceset
+from holdfast.data.pixels import to_bytes
 from holdfast.detectors import DETECTORS
 from holdfast.errors import HoldfastError
 from holdfast.records import read_records
 from holdfast.seeds import numpy_generator
+from holdfast.stages.common import open_faces
+from holdfast.stages.harvest import find_faces, harvest, measure_harvest, read_boxes
 from holdfast.stages.protect import ProtectedSet
-from holdfast.stages.retrain import harvest
 
+THRESHOLD = 0.8  # what S3FD's random weights here exceed in some images
 NOTHING = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
 
@@ -43,12 +46,8 @@ def test_of_one_detector_it_is_that_detector():
 
 
 def test_the_surest_box_over_all_detectors_is_cropped():
-    pixels = np.zeros((4, 16, 16, 3), np.uint8)
     options = {"threshold": 0.65, "margin": 0.0, "no_detection": "drop"}
-    boxes = [box for _, box in crop_faces(pixels, union([FIRST, SECOND]), **options)]
-    assert [None if box is None else box.tolist() for box in boxes] == [
-        [3, 3, 9, 9], [0, 0, 5, 5], [2, 2, 8, 8], None
-    ]  # fmt: skip
+    assert windows(union([FIRST, SECOND]), 16, **options) == [(3, 3, 6), (0, 0, 5), (2, 2, 6), None]
 
 
 def test_detections_of_the_same_images_only():
@@ -82,7 +81,7 @@ def collected(tmp_path):
             "deepfakes": {"stargan": {}},
             "detectors": {name: {"width": 1 / 8} for name in ("retinaface", "s3fd", "dsfd")},
             "defences": {"none": {}},
-            "attacker": {"detector": "union", "threshold": 0.1, "no_detection": "drop"},
+            "attacker": {"detector": "union", "threshold": THRESHOLD, "no_detection": "drop"},
             "measuring": {"batch": 4},
         }
     )
@@ -91,32 +90,47 @@ def collected(tmp_path):
 
 def test_a_harvest_with_all_detectors(collected, tmp_path):
     config, faces, protected = collected
-    paths, detectors = [], []
+    weights, boxes, found = [], [], []
+    x = ProtectedSet(protected).pixels(slice(0, 6))
     for number, name in enumerate(config["detectors"]):
         torch.manual_seed(number)
-        detectors.append(DETECTORS[name]({"width": 1 / 8}))
-        paths.append(tmp_path / f"{name}.safetensors")
-        detectors[-1].save(paths[-1])
-    harvest(
-        config, "none", 0, protected, faces, "union", paths, tmp_path / "harvest", tmp_path / "harvest.jsonl"
-    )
-    (record,) = read_records([tmp_path / "harvest.jsonl"])
+        detector = DETECTORS[name]({"width": 1 / 8})
+        weights.append(tmp_path / f"{name}.safetensors")
+        detector.save(weights[-1])
+        boxes.append(tmp_path / f"{name}.csv")
+        find_faces(config, protected, name, weights[-1], boxes[-1])
+        found.append([(b.numpy(), s.numpy()) for b, s in detector.detect(x, THRESHOLD)])
+        for (b, s), (same_b, same_s) in zip(read_boxes(boxes[-1], 6), found[-1], strict=True):
+            assert np.array_equal(b, same_b) and np.array_equal(s, same_s)
+    records = tmp_path / "harvest.jsonl"
+    measure_harvest(config, "none", 0, protected, faces, "union", weights, boxes, records)
+    (record,) = read_records([records])
     assert record["subject"]["detector"] == "union" and record["subject"]["defence"] == "none"
-    assert len(record["provenance"]["inputs"]) == 4  # the index and three weights
-    assert "above 0.1 overlaps" in record["definition"]
-    x = ProtectedSet(protected).pixels(slice(0, 6))
-    best = [
-        max((scores[0].item() if len(scores) else 0.0) for scores in each)
-        for each in zip(*([s for _, s in d.detect(x, 0.1)] for d in detectors), strict=True)
+    assert len(record["provenance"]["inputs"]) == 7  # the index, three weights, what was found with each
+    assert f"above {THRESHOLD} overlaps" in record["definition"]
+    surest = [
+        max((pair for pair in each if len(pair[1])), key=lambda pair: pair[1][0], default=None)
+        for each in zip(*found, strict=True)
     ]
-    found = zip(*(d.detect(x, 0.1) for d in detectors), strict=True)
-    surest = [max((b for b in each if len(b[1])), key=lambda b: b[1][0], default=None) for each in found]
-    windows = [square_window(b[0][0], 0.3, 32) for b in surest if b is not None]
-    assert record["extra"]["n_whole"] == sum(side == 32 for _, _, side in windows)
-    taken = pd.read_csv(tmp_path / "harvest/index.csv")
-    assert len(taken) == sum(score > 0.1 for score in best) == record["extra"]["n_harvested"] > 0
-    with pytest.raises(ValueError):  # weights of two for three detectors
-        harvest(config, "none", 0, protected, faces, "union", paths[:2], tmp_path / "h", tmp_path / "h.jsonl")
+    cut = [(at, square_window(best[0][0], 0.3, 32)) for at, best in enumerate(surest) if best is not None]
+    assert record["extra"]["n_whole"] == sum(window[2] == 32 for _, window in cut)
+    assert record["extra"]["n_harvested"] == len(cut)
+    assert 0 < len(cut) < 6
+    harvest(config, "none", protected, faces, boxes, tmp_path / "harvest")
+    crops = open_faces(tmp_path / "harvest/index.csv")
+    pixels = ProtectedSet(protected).bytes(slice(0, 6))
+    assert crops.index["file"].tolist() == [f"images/{at}.png" for at, _ in cut]
+    expected = np.stack([crop(pixels[at], window, 32) for at, window in cut])
+    assert (to_bytes(crops.pixels(range(len(crops)))) == expected).all()
+
+
+def test_what_was_found_in_other_images_is_refused(tmp_path):
+    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2,score\n4,1,1,9,9,0.75\n")
+    found = read_boxes(tmp_path / "boxes.csv", 6)
+    assert [len(scores) for _, scores in found] == [0, 0, 0, 0, 1, 0]
+    assert found[4][0].tolist() == [[1, 1, 9, 9]] and found[4][1].tolist() == [0.75]
+    with pytest.raises(HoldfastError, match="not of these images"):
+        read_boxes(tmp_path / "boxes.csv", 4)
 
 
 @pytest.mark.parametrize("size", [(16, 32), (1, 32), (64, 64)])

@@ -14,6 +14,7 @@ from holdfast.deepfakes.model import freeze
 from holdfast.deepfakes.stargan import StarGAN
 from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
+from holdfast.defences.cmua import cmua_step
 from holdfast.defences.fusion import detected
 from holdfast.defences.random import Random
 from holdfast.detectors.retinaface import RetinaFace
@@ -166,6 +167,26 @@ def test_interruption_moves_features_more_than_noise_of_the_same_budget(surround
         return (moved - clean).square().mean()
 
     assert distance(defence.perturbation) > 1.2 * distance(noise)
+
+
+@pytest.mark.parametrize("factor, left", [(1.0, 0.5), (2.0, 0.5 * 1.5**9)])
+def test_what_a_visit_of_cmua_leaves_of_the_watermark(factor, left):
+    """A model without a gradient adds nothing: its first step halves W, the others see x + W."""
+    x, before = torch.zeros(2, 3, 4, 4), torch.full((1, 3, 4, 4), 1e-4)
+    after, seen = before, x
+    for _ in range(10):
+        after, seen = cmua_step(x, seen, torch.zeros_like(x), after, 0.01, factor, 0.5, EPSILON)
+    assert torch.allclose(after, left * before)
+
+
+def test_cmua_has_a_factor_for_all_models_or_one_for_each(surroundings):
+    settings = {"steps": 2, "batch": 8}
+    found = [
+        DEFENCES["cmua"](settings | {"factor": factor}, surroundings).fit().perturbation
+        for factor in (2, {"default": 2}, {name: 2 for name in surroundings.models}, {"stargan": 3}, 1)
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3]) and not torch.equal(found[0], found[4])
 
 
 def test_cmua_moves_outputs_more_than_noise(surroundings):

@@ -16,9 +16,9 @@ from holdfast.files import read_json
 from holdfast.records import read_records
 from holdfast.seeds import numpy_generator
 from holdfast.stages.common import open_faces
+from holdfast.stages.harvest import find_faces, harvest, measure_harvest
 from holdfast.stages.perturb import perturb
 from holdfast.stages.protect import ProtectedSet, protect
-from holdfast.stages.retrain import harvest
 
 NAMES = ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
 PER_IMAGE = [name for name, kind in DEFENCES.items() if not kind.universal]
@@ -111,20 +111,13 @@ def test_from_the_perturbation_to_the_harvest(chain, name):
         assert len(differences) == count  # each image has its own
         assert read_json(chain.folder / split / "perturbation.json") == told
     assert not list((chain.folder / "results").rglob("*.png"))  # nothing is left of what was kept
-    records = chain.folder / "harvest.jsonl"
-    harvest(
-        chain.config,
-        name,
-        0,
-        chain.folder / "train/index.csv",
-        chain.faces,
-        "retinaface",
-        [chain.detectors["retinaface"]],
-        chain.folder / "harvest",
-        records,
-    )
+    boxes, weights = chain.folder / "boxes.csv", chain.detectors["retinaface"]
+    records, index = chain.folder / "harvest.jsonl", chain.folder / "train/index.csv"
+    find_faces(chain.config, index, "retinaface", weights, boxes)
+    measure_harvest(chain.config, name, 0, index, chain.faces, "retinaface", [weights], [boxes], records)
     (record,) = read_records([records])
     assert record["subject"]["defence"] == name and record["extra"]["n_harvested"] == TRAIN
+    harvest(chain.config, name, index, chain.faces, [boxes], chain.folder / "harvest")
     assert len(pd.read_csv(chain.folder / "harvest/index.csv")) == TRAIN
 
 

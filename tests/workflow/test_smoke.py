@@ -41,7 +41,7 @@ def test_tables_have_no_blank_cell_and_measured_cells_come_from_records(smoke):
                 assert row["why"] != "-", (path.name, row)
             elif row["subject"] not in ("Avg", "StarGAN+AttGAN"):
                 assert f"{float(row['measured']):.6g}" in known, (path.name, row)
-    studies = ("VII", "VIII", "ambiguities", "flooding", "hidden")
+    studies = ("VII", "VIII", "ambiguities", "readings", "cmua_factor", "flooding", "hidden")
     assert names == {f"table_{number}" for number in ("I", "II", "III", "IV", "V", "VI", *studies)}
 
 
@@ -196,20 +196,22 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
 
     counts, told = planned()
     assert "results/paper/report.html" in told
-    # 11 defences, and 25 variants of three of them, of which the attacker sees nothing.
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36, 11 * 4, 11 * 4)
-    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 25, 5)
-    # Of four defences, and of the variants that change it: three distances and a sign.
-    assert counts["first_stage"] == 4 + 3 + 1
+    # 11 defences, and 33 variants of four of them, of which the attacker sees nothing.
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (44, 11, 11 * 4)
+    assert (counts["find_faces"], counts["measure_harvest"]) == (11 * 3, 11 * 4)
+    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 33, 7)
+    # Of four defences, and of the variants that change it: three distances, a sign, and two of a heavier
+    # enhancement.
+    assert counts["first_stage"] == 4 + 3 + 1 + 2
     chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], defences: [none, tsdf], seeds: [1]}\n"
     counts, _ = planned(chosen)
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (36 * 2, 2 * 4, 2)
-    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (44 * 2, 2, 2)
+    assert counts["measure_outputs"] == (11 * 2 + 33) * 2 + 2
     # The readings of the paper on one seed: all of the 12 but tsdf itself are its alone.
     counts, _ = planned(chosen + "studies: {ambiguities: {seeds: [0]}}\n")
-    assert counts["perturb"] == 36 * 2 - 11
-    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 11
+    assert counts["perturb"] == 44 * 2 - 11
+    assert counts["measure_outputs"] == (11 * 2 + 33) * 2 + 2 - 11
     # A defence on one seed: the other is neither learnt nor measured on the two data sets.
     counts, _ = planned(chosen + "defences: {ssod: {seeds: [0]}}\n")
-    assert counts["perturb"] == 36 * 2 - 1
-    assert counts["measure_outputs"] == (11 * 2 + 25) * 2 + 2 - 2
+    assert counts["perturb"] == 44 * 2 - 1
+    assert counts["measure_outputs"] == (11 * 2 + 33) * 2 + 2 - 2

@@ -106,9 +106,10 @@ def given_first_stage(wildcards):
     return [R / f"first_stages/{stage}/{wildcards.seed}/perturbation.safetensors"] if stage else []
 
 
-def attackers_weights(wildcards):
-    """Of the detector that the attacker harvests with, or of all where it is their union."""
-    return [detector_weights(name) for name in settings.attackers_detectors(config, wildcards.detector)]
+def boxes_found(detector):
+    """What a detector found in the protected faces, or what each of them did where the name is their union's."""
+    names = settings.attackers_detectors(config, detector)
+    return [R / "found/{defence}/{seed}" / f"{name}.csv" for name in names]
 
 
 def records_of_study(name):
@@ -139,4 +140,5 @@ def training_threads():
 
 
 # Entries of the config that decide a stage's result: as params, so that a change reruns what it must.
+CROPS = {key: config["attacker"][key] for key in ("threshold", "margin", "no_detection")}
 COMMON = {key: config[key] for key in ("seed", "image_size", "device", "epsilon")}

@@ -1,23 +1,65 @@
-rule harvest:
-    """What the attacker's data preparation makes of the protected training split."""
+rule find_faces:
+    """Where a detector sees faces in the protected training split."""
     input:
         protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
-        faces=faces(TRAINING_SET),
-        detectors=attackers_weights,
-        library=library("attacker/harvest.py"),
+        weights=R / "detectors/{detector}/weights.safetensors",
+        library=lambda w: library_of("detectors", w.detector, "stages/harvest.py"),
     output:
-        images=R / "harvest/{defence}/{seed}/{detector}/images.npy",
-        index=R / "harvest/{defence}/{seed}/{detector}/index.csv",
-        report=R / "harvest/{defence}/{seed}/{detector}/report.json",
-        records=R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
+        boxes=R / "found/{defence}/{seed}/{detector}.csv",
     log:
-        R / "logs/harvest/{defence}.{seed}.{detector}.log",
+        R / "logs/find_faces/{defence}.{seed}.{detector}.log",
+    wildcard_constraints:
+        detector=one_of(DETECTORS),
     conda:
         "../../envs/holdfast.yaml"
     resources:
         gpu=1,
     params:
-        attacker={k: config["attacker"][k] for k in ("threshold", "margin", "no_detection")},
+        threshold=config["attacker"]["threshold"],
+    script:
+        "../scripts/find_faces.py"
+
+
+rule measure_harvest:
+    """What an attacker would harvest with a detector, or with all of them."""
+    input:
+        protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
+        faces=faces(TRAINING_SET),
+        weights=lambda w: expand(
+            detector_weights("{name}"),
+            name=settings.attackers_detectors(config, w.detector),
+        ),
+        boxes=lambda w: boxes_found(w.detector),
+        library=library("attacker/harvest.py", "metrics/detection.py", "stages/harvest.py"),
+    output:
+        records=R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
+    log:
+        R / "logs/measure_harvest/{defence}.{seed}.{detector}.log",
+    conda:
+        "../../envs/holdfast.yaml"
+    params:
+        attacker=CROPS,
+    script:
+        "../scripts/measure_harvest.py"
+
+
+rule harvest:
+    """What the attacker's data preparation makes of the protected training split."""
+    input:
+        protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
+        faces=faces(TRAINING_SET),
+        boxes=boxes_found(ATTACKER),
+        library=library("attacker/harvest.py", "stages/harvest.py"),
+    output:
+        images=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/images.npy",
+        index=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/index.csv",
+        report=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/report.json",
+    log:
+        R / "logs/harvest/{defence}.{seed}.log",
+    conda:
+        "../../envs/holdfast.yaml"
+    params:
+        attacker=CROPS,
     script:
         "../scripts/harvest.py"
 

@@ -5,16 +5,14 @@ from pathlib import Path
 from holdfast.jobs import job
 
 with job(snakemake.log[0]):
-    from holdfast.stages.retrain import harvest
+    from holdfast.stages.harvest import harvest
 
+    given = snakemake.input
     harvest(
         snakemake.config,
         snakemake.wildcards.defence,
-        int(snakemake.wildcards.seed),
-        Path(snakemake.input.protected) / "index.csv",
-        snakemake.input.faces,
-        snakemake.wildcards.detector,
-        list(snakemake.input.detectors),
+        Path(given.protected) / "index.csv",
+        given.faces,
+        list(given.boxes),
         Path(snakemake.output.index).parent,
-        snakemake.output.records,
     )

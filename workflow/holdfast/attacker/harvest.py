@@ -57,27 +57,22 @@ def crop(pixels, window, size):
     return np.asarray(image.resize((size, size), Image.BILINEAR, box=box))
 
 
-def crop_faces(pixels, detections, *, threshold, margin, no_detection):
-    """What the attacker takes from each image of a batch.
+def windows(detections, size, *, threshold, margin, no_detection):
+    """What square the attacker takes of each image.
 
     Args:
-        pixels: uint8 (N, S, S, 3).
         detections: per image (boxes (k, 4), scores (k,)).
+        size: side of the (square) images.
         threshold: score that a box must exceed.
         margin: see :func:`square_window`.
-        no_detection: "drop", or "whole" to take the image as it is.
+        no_detection: "drop", or "whole" to take an image without such a box as it is.
 
-    Yields:
-        per image: uint8 (S, S, 3) and the box taken (4,), or None and None where nothing is taken; a
-        whole image has the box None.
+    Returns:
+        per image (left, top, side), or None where nothing is taken.
     """
-    size = pixels.shape[1]
-    for image, (boxes, scores) in zip(pixels, detections, strict=True):
-        row = pick_face(boxes, scores, score=threshold)
-        if row is not None:
-            box = np.asarray(boxes[row], dtype=np.float32)
-            yield crop(image, square_window(box, margin, size), size), box
-        elif no_detection == "whole":
-            yield image, None
-        else:
-            yield None, None
+    without = (0.0, 0.0, float(size)) if no_detection == "whole" else None
+    rows = [pick_face(boxes, scores, score=threshold) for boxes, scores in detections]
+    return [
+        without if row is None else square_window(boxes[row], margin, size)
+        for row, (boxes, _) in zip(rows, detections, strict=True)
+    ]

@@ -15,12 +15,17 @@ in turn and each of the model's edits, k = 10 steps from x plus uniform noise of
 | steps (k), step_size (a) | 10, 0.01 | paper |
 | batch, passes | 64, 1 | paper, released |
 | mixing (m) | 0.5 | released |
-| factor per model | 1.0 | released default; the paper finds them by a TPE search in 0-10 |
+| factor, of all or per model | 1.0 | released default; the paper finds them by a TPE search in 0-10 |
 | order | stargan, attentiongan, hisd, attgan | released; models beyond it come last, by name |
 
+With factor 1, W halves whenever an edit's steps begin anew from noise, for the first of them does not see W:
+after the many edits of the last model, nothing is left of the first. A larger factor keeps what is strong
+(the study `cmua_factor`).
+
 Inferred: W is updated in every step, not once per model, and every edit has its own k steps (both as the
-released code does); the models get the edits of :meth:`targets`. The released code lets HiSD start from
-x + W instead of noise; here it starts like the others.
+released code does); the models get the edits of :meth:`targets` (the released code visits AttGAN's
+reconstruction besides). The released code lets HiSD start from x + W instead of noise; here it starts like
+the others.
 """
 
 import torch
@@ -44,13 +49,14 @@ SETTINGS = {
         "minimum": 0,
         "maximum": 1,
         "default": 0.5,
-        "description": "Share of the earlier watermark that a batch leaves.",
+        "description": "Share of the earlier watermark that a step leaves.",
     },
     "factor": {
-        "type": "object",
+        "type": ["number", "object"],
+        "minimum": 0,
         "additionalProperties": {"type": "number", "minimum": 0},
-        "default": {"default": 1.0},
-        "description": "Factor of the step by model (CMUA finds it by TPE in 0-10); `default` for the rest.",
+        "default": 1.0,
+        "description": "Factor of the step, one or by model, with `default` for those not named.",
     },
     "order": {
         "type": "array",
@@ -83,6 +89,11 @@ def in_order(names, order):
     return [name for name in order if name in names] + sorted(set(names) - set(order))
 
 
+def factor_of(factor, name):
+    """A model's factor: the one of all, or its own, or `default` (1 where that is missing)."""
+    return factor.get(name, factor.get("default", 1.0)) if isinstance(factor, dict) else factor
+
+
 class Visits(Stage):
     """The stage (holdfast.defences.stages): a step is a visit of one batch to one edit of one model."""
 
@@ -106,7 +117,7 @@ class Visits(Stage):
         x = s.images[positions].to(s.device)
         labels = s.labels[name][positions].to(s.device)
         target = s.models[name].targets(labels)[number]
-        factor = settings["factor"].get(name, settings["factor"].get("default", 1.0))
+        factor = factor_of(settings["factor"], name)
         model, chunks = s.models[name], zip(x.split(s.batch), target.split(s.batch), strict=True)
         with torch.no_grad():
             clean = torch.cat([model.edit(images, edit) for images, edit in chunks])

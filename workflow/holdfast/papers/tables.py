@@ -48,6 +48,7 @@ _LIKENESS = ["psnr", "ssim_released", "ssim"]
 
 #: Titles of what is no entry of the config, or has none there: the control, and all detectors together.
 OWN_TITLES = {("defences", "none"): "Original", ("detectors", "union"): "all detectors"}
+_UNION = OWN_TITLES["detectors", "union"]
 
 #: What each table holds. `metrics` are expected of every run; others appear where they were recorded.
 #: `order` sorts the rows like the paper; `index` and `columns` lay the table out like the paper.
@@ -753,7 +754,7 @@ def _reason(name, row, cell, names):
     of_detector = name == "table_II" or (name not in TABLES and row["metric"] in _DETECTION)
     subject_group = "detectors" if of_detector else "deepfakes"
     checks = [("datasets", row["dataset"])]
-    if row["subject"] not in (AVERAGE, PAIR, _IMAGES):
+    if row["subject"] not in (AVERAGE, PAIR, _IMAGES, _UNION):
         checks.append((subject_group, row["subject"]))
     if row["method"] != NOTHING:
         checks.append(("defences", row["method"]))
