@@ -133,12 +133,13 @@ def test_what_was_found_in_other_images_is_refused(tmp_path):
         read_boxes(tmp_path / "boxes.csv", 4)
 
 
+@pytest.mark.parametrize("part", [slice(2, 5), slice(3, 5), slice(3, 4)])  # not only as one of several
 @pytest.mark.parametrize("size", [(16, 32), (1, 32), (64, 64)])
-def test_a_protected_file_of_another_size_is_named(collected, size):
+def test_a_protected_file_of_another_size_is_named(collected, size, part):
     _, _, protected = collected
     Image.new("L", size).save(protected.parent / "images/3.png")
-    with pytest.raises(HoldfastError, match=r"images/3.png") as caught:
-        ProtectedSet(protected).bytes(slice(2, 5))
+    with pytest.raises(HoldfastError, match=r"images/3.png and images/0.png differ") as caught:
+        ProtectedSet(protected).bytes(part)
     assert f"{size[0]}x{size[1]}" in caught.value.found and "32x32" in caught.value.expected
 
 

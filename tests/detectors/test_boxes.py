@@ -17,6 +17,16 @@ def drawn(seed, count, side=100.0, smallest=0.5):
     return torch.cat([low, low + smallest + torch.rand(count, 2, generator=random) * side], dim=1)
 
 
+def with_flat(seed, count):
+    """Boxes of which about a third have no area: without width, without height, or a point."""
+    found = drawn(seed, count, side=60.0)
+    random = torch.Generator().manual_seed(seed + 1)
+    kind = torch.randint(0, 9, (count,), generator=random)
+    found[:, 2] = torch.where((kind == 0) | (kind == 2), found[:, 0], found[:, 2])
+    found[:, 3] = torch.where((kind == 1) | (kind == 2), found[:, 1], found[:, 3])
+    return found
+
+
 seeds = st.integers(0, 2**31)
 counts = st.integers(0, 12)
 
@@ -38,6 +48,28 @@ def test_iou_does_not_depend_on_the_order(seed, n):
     a, b = drawn(seed, n), drawn(seed + 1, n)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(boxes.iou(a[order], b), boxes.iou(a, b)[order])
+
+
+@quick
+@given(seeds, counts, counts)
+def test_iou_of_boxes_without_an_area_among_others(seed, n, m):
+    a, b = with_flat(seed, n), with_flat(seed + 2, m)
+    found = boxes.iou(a, b)
+    assert torch.equal(found, boxes.iou(b, a).T) and ((found >= 0) & (found <= 1)).all()
+    assert (found[boxes.areas(a) == 0] == 0).all()
+
+
+@quick
+@given(seeds, counts, counts)
+def test_iou_areas_and_forms_equal_torchvisions(seed, n, m):
+    """Its Python functions run everywhere, once compat has declared the operators."""
+    from torchvision.ops import box_area, box_convert, box_iou
+
+    a, b = drawn(seed, n), with_flat(seed + 1, m)
+    torch.testing.assert_close(boxes.iou(a, b), box_iou(a, b))
+    torch.testing.assert_close(boxes.areas(b), box_area(b))
+    torch.testing.assert_close(boxes.centres(b), box_convert(b, "xyxy", "cxcywh"))
+    torch.testing.assert_close(boxes.corners(a), box_convert(a, "cxcywh", "xyxy"))
 
 
 def test_iou_closed_forms():
@@ -122,15 +154,28 @@ def reference_nms(dets, scores, threshold):
 
 
 @quick
-@given(seeds, st.integers(0, 40), st.sampled_from([0.0, 0.3, 0.4, 0.7, 1.0]), st.booleans())
-def test_nms_equals_the_textbook(seed, n, threshold, ties):
-    dets = drawn(seed, n, side=60.0)
+@given(seeds, st.integers(0, 40), st.sampled_from([0.0, 0.3, 0.4, 0.7, 1.0]), st.booleans(), st.booleans())
+def test_nms_equals_the_textbook(seed, n, threshold, ties, flat):
+    dets = with_flat(seed, n) if flat else drawn(seed, n, side=60.0)
     scores = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     if ties:
         scores = (scores * 4).round() / 4
     expected = reference_nms(dets.numpy(), scores.numpy(), threshold)
     assert boxes.torch_nms(dets, scores, threshold).tolist() == expected
     assert boxes.nms(dets, scores, threshold).tolist() == expected
+
+
+@quick
+@given(seeds, st.integers(1, 40))
+def test_nms_and_matching_do_not_depend_on_the_order(seed, n):
+    random = torch.Generator().manual_seed(seed)
+    dets, truth, order = with_flat(seed, n), drawn(seed + 3, 4), torch.randperm(n, generator=random)
+    scores = torch.randperm(n, generator=random).float()  # no two alike: ties keep the order given
+    assert order[boxes.nms(dets[order], scores[order], 0.4)].tolist() == boxes.nms(dets, scores, 0.4).tolist()
+    priors = boxes.centres(drawn(seed + 4, n))
+    assert torch.equal(boxes.match(truth, priors[order]), boxes.match(truth, priors)[order])
+    swapped = boxes.match(truth.flip(0), priors)
+    assert torch.equal(torch.where(swapped >= 0, 3 - swapped, swapped), boxes.match(truth, priors))
 
 
 @pytest.mark.skipif(not compat.has_torchvision_nms(), reason="torchvision's operators do not load here")

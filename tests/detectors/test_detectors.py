@@ -89,9 +89,17 @@ def test_images_of_one_colour_are_detected_on_and_attacked_without_nan(detector,
     x = torch.full((2, 3, 48, 48), fill, requires_grad=True)
     levels, (logits, encoded) = detector.levels_and_raw(x)
     sum(part.square().sum() for part in (*levels, logits, encoded)).backward()
-    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(part).all() for part in (x.grad, *levels, logits, encoded))
     found = detector.detect(x.detach(), 0.0)
-    assert len(found) == 2 and all(torch.isfinite(scores).all() for _, scores in found)
+    assert len(found) == 2 and all(len(scores) and torch.isfinite(boxes).all() for boxes, scores in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_other_floating_types_are_taken_as_float32(detector, images, dtype):
+    x = images(1, 48).to(dtype)
+    logits, encoded = detector.raw(x)
+    same_logits, same_encoded = detector.raw(x.float())
+    assert torch.equal(logits, same_logits) and torch.equal(encoded, same_encoded)
 
 
 def test_a_batch_is_its_images_one_by_one(detector, images):

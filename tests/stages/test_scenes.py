@@ -9,6 +9,7 @@ from holdfast.data.faceset import write_faceset
 from holdfast.data.synthetic import render_faces, render_scenes
 from holdfast.data.wider_face import annotation_of
 from holdfast.errors import HoldfastError
+from holdfast.files import sha256_of
 from holdfast.records import read_records
 from holdfast.seeds import seed_of
 from holdfast.stages.data import Scenes, prepare_scenes
@@ -119,6 +120,7 @@ def test_wider_face(tmp_path, capsys):
     assert [len(part[0]) for part in (scenes.train(), scenes.test())] == [6, 2]
     assert all(box.shape == (1, 4) and (box >= 0).all() and (box <= SIZE).all() for box in scenes.boxes)
     before = (tmp_path / "scenes/boxes.json").read_bytes()
+    assert sha256_of(tmp_path / "scenes/images.npy") in before.decode()
     prepare_scenes(config, tmp_path / "scenes")
     assert (tmp_path / "scenes/boxes.json").read_bytes() == before
 
@@ -137,6 +139,7 @@ def test_a_detector_trains_on_each_and_its_record_says_on_which(tmp_path):
             get_detector(config, name, scenes, tmp_path / "weights.safetensors", tmp_path / "records.jsonl")
             records = read_records([tmp_path / "records.jsonl"])
             assert {record["subject"]["dataset"] for record in records} == {title}
+            assert all("boxes.json" in " ".join(r["provenance"]["inputs"]) for r in records)
         states |= set((tmp_path / "results/state/detector_s3fd").iterdir())
     assert len(states) == 3
 

@@ -121,7 +121,7 @@ rule get_detector:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
         given=given_to_detector,
-        library=lambda w: library_of("detectors", w.detector, "detectors/training.py"),
+        library=lambda w: library_of("detectors", w.detector, "detectors/training.py", "metrics/detection.py"),
     output:
         weights=R / "detectors/{detector}/weights.safetensors",
         records=R / "records/detectors/{detector}.jsonl",

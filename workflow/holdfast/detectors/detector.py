@@ -219,6 +219,7 @@ class Detector:
 
     def _input(self, images):
         self._check_images(images)
+        images = images.float()
         size = self.settings["input_size"]
         if size is not None and tuple(images.shape[2:]) != (size, size):
             images = functional.interpolate(

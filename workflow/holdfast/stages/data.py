@@ -11,7 +11,7 @@ from holdfast.data import DATASETS, wider_face
 from holdfast.data.pasting import paste_scene
 from holdfast.data.synthetic import render_scenes
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json, write_text, writing
+from holdfast.files import read_json, sha256_of, write_text, writing
 from holdfast.progress import Progress
 from holdfast.seeds import numpy_generator, seed_of
 from holdfast.stages.common import fingerprint, open_faces, own_settings
@@ -57,7 +57,9 @@ def prepare_scenes(config, folder, faces_csv=None):
     # The sources count on the way, so `about` is complete only now.
     if "report" in about:
         print(f"{about['title']}: {about['report']}", file=sys.stderr)
-    write_text(folder / "boxes.json", json.dumps({"train": numbers["train"], "boxes": boxes, **about}) + "\n")
+    # With the hash of the images: whoever names boxes.json has named all of the scenes.
+    told = {"train": numbers["train"], "images": sha256_of(folder / "images.npy"), "boxes": boxes, **about}
+    write_text(folder / "boxes.json", json.dumps(told) + "\n")
 
 
 def _rendered(numbers, size, seed):

@@ -209,8 +209,7 @@ def get_detector(config, name, scenes_folder, weights, records):
     given, initial = (
         Path(path).expanduser() if path else None for path in (entry["weights"], training["initialisation"])
     )
-    inputs = [given] if given else [scenes.folder / "boxes.json", initial]
-    work = Work(config, filter(None, inputs))
+    work = Work(config, filter(None, [scenes.folder / "boxes.json", given or initial]))
     detector.to(work.device)
     if given:
         detector.load(given)

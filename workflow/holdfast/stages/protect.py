@@ -85,6 +85,7 @@ class ProtectedSet:
     def __init__(self, index_csv):
         self.folder = Path(index_csv).parent
         self.index = pd.read_csv(index_csv, dtype={"file": str, "source": str})
+        self._first = None  # the first image's shape, once it was read
 
     def __len__(self):
         return len(self.index)
@@ -98,28 +99,33 @@ class ProtectedSet:
         """uint8 (n, S, S, 3): the images of a slice, read from their files.
 
         Raises:
-            HoldfastError: a file is missing or damaged, or has another size than the first one.
+            HoldfastError: a file is missing or damaged, or has another size than the first one of the set.
         """
-        images = []
-        for file in self.index["file"].iloc[part]:
-            try:
-                with Image.open(self.folder / file) as image:
-                    images.append(np.asarray(image.convert("RGB")))
-            except OSError as error:
+        images = [self._read(file) for file in self.index["file"].iloc[part]]
+        if self._first is None:
+            self._first = self._read(self.index["file"].iloc[0]).shape
+        for file, image in zip(self.index["file"].iloc[part], images, strict=True):
+            if image.shape != self._first:
+                sizes = [f"{shape[1]}x{shape[0]} pixels" for shape in (image.shape, self._first)]
+                first = self.index["file"].iloc[0]
                 raise HoldfastError(
-                    f"cannot read the protected image {self.folder / file}",
-                    found=str(error),
-                    repair="remove the folder and run again",
-                ) from error
-            if images[-1].shape != images[0].shape:
-                sizes = [f"{image.shape[1]}x{image.shape[0]} pixels" for image in (images[-1], images[0])]
-                raise HoldfastError(
-                    f"the protected image {self.folder / file} is not as large as the others",
+                    f"the protected images {self.folder / file} and {first} differ in size",
                     found=sizes[0],
-                    expected=sizes[1],
+                    expected=f"the other's {sizes[1]}, or the other is wrong",
                     repair="remove the folder and run again",
                 )
         return np.stack(images)
+
+    def _read(self, file):
+        try:
+            with Image.open(self.folder / file) as image:
+                return np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise HoldfastError(
+                f"cannot read the protected image {self.folder / file}",
+                found=str(error),
+                repair="remove the folder and run again",
+            ) from error
 
     def pixels(self, part):
         """float32 (n, 3, S, S) in [-1, 1]."""
