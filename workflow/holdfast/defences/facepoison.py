@@ -29,7 +29,8 @@ is not among these gives its three `levels`.
 Inferred: several detectors are attacked at once, each one's gradient divided by its mean magnitude, for
 VGG16's features are hundreds of times MobileNet's. The papers attack one at a time, and with one this
 changes nothing. Per image x' is clipped to [-1, 1] in each step, as in the released code; the universal one
-is not clipped there. The start from noise: where x' is x, this L has no slope. The papers compare several attacks on these features; this is the one with momentum.
+is not clipped there. It starts from noise because L has no slope where x' is x. The papers compare several
+attacks on these features; this is the one with momentum.
 """
 
 import contextlib
