@@ -79,9 +79,11 @@ def own_settings(entry):
 def state_file(config, rule, *identity):
     """Where a training keeps its state: a folder of its own for everything that determines its result.
 
-    Without the hash, a state from before a change of settings would be taken up silently.
+    Without the hash, a state from before a change of settings would be taken up silently. Device and threads
+    belong to it: they change the last bits of sums.
     """
-    return Path(config["results"]) / "state" / rule / digest([*identity])[:16] / "state.pt"
+    settled = digest([config["device"], config["threads"], *identity])
+    return Path(config["results"]) / "state" / rule / settled[:16] / "state.pt"
 
 
 def fingerprint(folder):
