@@ -102,6 +102,12 @@ def test_encode_and_decode_are_inverse(seed, n):
     torch.testing.assert_close(boxes.decode(encoded, priors), truth, rtol=1e-4, atol=1e-3)
 
 
+def test_a_side_beyond_all_numbers_stays_one():
+    priors = boxes.centres(drawn(0, 3))
+    found = boxes.decode(torch.full((3, 4), 1e4), priors)
+    assert torch.isfinite(found).all() and (found[:, 2:] > found[:, :2]).all()
+
+
 def test_encoding_of_the_prior_itself_is_zero_and_scales_by_the_variances():
     prior = torch.tensor([[10.0, 10.0, 4.0, 8.0]])
     assert boxes.encode(boxes.corners(prior), prior).abs().max() == 0

@@ -6,6 +6,9 @@
 
 A picture in the annotation is a line with its path, one with its number of faces, and a line for each:
 `x y w h blur expression illumination invalid occlusion pose`. One without faces has a line of zeros.
+
+Invalid faces, and those that the scene makes too small, are background here, in training as in the tests.
+WIDER FACE's own evaluation ignores them: `ap` on these scenes is a stricter figure than the published ones.
 """
 
 from pathlib import Path

@@ -12,6 +12,7 @@ from holdfast import compat
 from holdfast.errors import HoldfastError
 
 VARIANCES = (0.1, 0.2)
+LARGEST_SCALE = 10.0  # of the logarithm of side over prior's side
 
 
 def corners(boxes):
@@ -67,9 +68,12 @@ def encode(boxes, priors, variances=VARIANCES):
 
 
 def decode(encoded, priors, variances=VARIANCES):
-    """The inverse of :func:`encode`: (..., P, 4) and centre-form priors (P, 4) to corner form."""
+    """The inverse of :func:`encode`: (..., P, 4) and centre-form priors (P, 4) to corner form.
+
+    A side is at most e^10 of its prior's: an attacked image may ask for one beyond all numbers.
+    """
     centre = priors[..., :2] + encoded[..., :2] * variances[0] * priors[..., 2:]
-    side = priors[..., 2:] * torch.exp(encoded[..., 2:] * variances[1])
+    side = priors[..., 2:] * torch.exp((encoded[..., 2:] * variances[1]).clamp(max=LARGEST_SCALE))
     return corners(torch.cat([centre, side], dim=-1))
 
 
