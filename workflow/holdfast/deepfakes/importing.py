@@ -5,18 +5,12 @@ dictionary of several under the names of the model's `public_parts` (AttGAN's `G
 and `dis`). It is read without running any code in it, and must fit the network key by key.
 """
 
-import pickle
-import re
-import struct
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
+from holdfast.tensors import check_values, read_checkpoint
 
 WRAPPER = "module."  # what torch.nn.DataParallel puts before every key
 REPAIR = "name the model's own public checkpoint in deepfakes.<name>.weights, or write `weights: train`"
@@ -34,15 +28,15 @@ def import_weights(model, files):
         Names of the networks that no file has; they are as they were. Only the discriminator may lack.
 
     Raises:
-        HoldfastError: a file is missing, damaged, holds code, has another sha256, other attributes or
-            another architecture; or there is no generator. The model is then as it was.
+        HoldfastError: a file is missing, damaged, holds more than finite tensors, has another sha256, other
+            attributes or another architecture; or there is no generator. The model is then as it was.
     """
     found = {}
     for file in files:
         path = Path(file["path"])
         if file.get("sha256"):
             _check_sha256(path, file["sha256"])
-        content = _read(path)
+        content = read_checkpoint(path, REPAIR)
         _check_labels(model, path, file.get("attributes"))
         found |= {name: (path, part) for name, part in _parts(model, content, path).items()}
     # HiSD's reference faces are no network of the public checkpoint.
@@ -62,39 +56,6 @@ def import_weights(model, files):
     for name, (_, part) in found.items():
         networks[name].load_state_dict(part, strict=True)
     return missing
-
-
-def _read(path):
-    """The content of a checkpoint as a dictionary; no code of it is run."""
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The message of PyTorch advises to load the file all the same.
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        raise HoldfastError(
-            f"the checkpoint {path} is damaged, or holds more than tensors",
-            found=f"the pickled object {foreign[1]}" if foreign else "no tensors that can be read",
-            expected="tensors in dictionaries; nothing else is loaded, and no code of the file was run",
-            repair=REPAIR,
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error, SafetensorError) as error:
-        raise HoldfastError(
-            f"cannot read the checkpoint {path}",
-            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            expected="a whole checkpoint of PyTorch, or safetensors",
-            repair="fetch it again; " + REPAIR,
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise HoldfastError(
-            f"the checkpoint {path} is not a dictionary of tensors",
-            found=type(content).__name__,
-            expected="a state dictionary, or several by name",
-            repair=REPAIR,
-        )
-    return content
 
 
 def _check_sha256(path, wanted):
@@ -128,7 +89,7 @@ def _check_labels(model, path, declared):
 
 def _parts(model, content, path):
     """{network: state dictionary without wrapper prefix} of what a file holds."""
-    if all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not any(isinstance(value, dict) for value in content.values()):
         part = _unwrapped(content)
         shared = {
             name: len(part.keys() & network.state_dict().keys()) for name, network in model.networks.items()
@@ -168,3 +129,4 @@ def _check_architecture(model, name, part, path):
         f"{path} ({name} of {model.title})",
         REPAIR,
     )
+    check_values(part, wanted, f"{path} ({name} of {model.title})", REPAIR)
