@@ -199,13 +199,31 @@ def test_the_right_sha256_and_a_declared_order(tmp_path):
     assert import_weights(model, [generator, discriminator | {"attributes": order}]) == []
 
 
+def test_two_files_of_one_network_are_refused(tmp_path):
+    model, files = small("stargan", 2), []
+    before = weights(model)
+    for seed in (3, 4):
+        files.append({"path": tmp_path / f"{seed}-G.ckpt"})
+        torch.save(small("stargan", seed).generator.state_dict(), files[-1]["path"])
+    with pytest.raises(HoldfastError, match="hold the generator of StarGAN") as caught:
+        import_weights(model, files)
+    assert "3-G.ckpt and " in caught.value.found and caught.value.found.endswith("4-G.ckpt")
+    assert all(torch.equal(value, before[key]) for key, value in weights(model).items())
+
+
 def test_tags_in_another_order_are_another_model(tmp_path):
     public = small("hisd", 1)
     tags = public.settings["tags"]
     turned = small("hisd", 2, tags=[tags[1], tags[0], tags[2]])
     assert turned.attributes == public.attributes and turned.label_order != public.label_order
-    with pytest.raises(HoldfastError, match="(?s)other attributes.*Bangs=Bangs, Eyeglasses=Eyeglasses"):
-        import_weights(turned, public_files(public, tmp_path))
+    files = public_files(public, tmp_path)
+    # The attributes alone do not say which tag is which.
+    for declared in ({}, {"attributes": list(public.attributes)}, {"attributes": public.label_order}):
+        with pytest.raises(HoldfastError, match="other attributes") as caught:
+            import_weights(turned, [file | declared for file in files])
+        assert "Eyeglasses=Eyeglasses, Bangs=Bangs" in caught.value.expected
+    own = public_files(turned, tmp_path)
+    assert import_weights(turned, [file | {"attributes": turned.label_order} for file in own]) == []
     save(public, tmp_path / "own.safetensors")
     with pytest.raises(HoldfastError, match="knows other attributes"):
         load(turned, tmp_path / "own.safetensors")

@@ -21,15 +21,16 @@ def import_weights(model, files):
 
     Args:
         model: a deepfake model with settings of the published architecture (or of the files').
-        files: list of {"path", optional "sha256", optional "attributes"}; `attributes` is the order of
-            the file's labels, where it is not that of the public checkpoint.
+        files: list of {"path", optional "sha256", optional "attributes"}; `attributes` is what the file's
+            labels mean (`label_order`: HiSD's tags included), where it is not what the public ones mean.
 
     Returns:
         Names of the networks that no file has; they are as they were. Only the discriminator may lack.
 
     Raises:
         HoldfastError: a file is missing, damaged, holds more than finite tensors, has another sha256, other
-            attributes or another architecture; or there is no generator. The model is then as it was.
+            attributes or another architecture; there is no generator, or a network twice. The model is then
+            as it was.
     """
     found = {}
     for file in files:
@@ -38,7 +39,15 @@ def import_weights(model, files):
             _check_sha256(path, file["sha256"])
         content = read_checkpoint(path, REPAIR)
         _check_labels(model, path, file.get("attributes"))
-        found |= {name: (path, part) for name, part in _parts(model, content, path).items()}
+        for name, part in _parts(model, content, path).items():
+            if name in found:
+                raise HoldfastError(
+                    f"two checkpoints hold the {name} of {model.title}",
+                    found=f"{found[name][0]} and {path}",
+                    expected="one file for each network",
+                    repair="leave one of them out of deepfakes.<name>.weights",
+                )
+            found[name] = path, part
     # HiSD's reference faces are no network of the public checkpoint.
     networks = {
         name: thing for name, thing in model.networks.items() if next(thing.parameters(), None) is not None
@@ -76,14 +85,14 @@ def _check_sha256(path, wanted):
 
 def _check_labels(model, path, declared):
     """A public checkpoint does not say what its labels mean: the config does, or they are as published."""
-    found, expected = (declared, model.attributes) if declared else (model.public_order, model.label_order)
-    if list(found) != list(expected):
+    found, expected = declared or model.public_order, model.label_order
+    if list(found) != expected:
         raise HoldfastError(
             f"the checkpoint {path} has other attributes, or another order of them, than {model.title} here",
             found=", ".join(found),
             expected=", ".join(expected),
-            repair="write the file's order as deepfakes.<name>.attributes; if it is not the public "
-            "checkpoint, say its own as deepfakes.<name>.weights.attributes",
+            repair="write the file's order as deepfakes.<name>.attributes (and tags, where it has any); if "
+            "it is not the public checkpoint, say its own as deepfakes.<name>.weights.attributes",
         )
 
 
