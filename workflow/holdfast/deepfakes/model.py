@@ -71,6 +71,12 @@ class DeepfakeModel:
             self.discriminator.requires_grad_(False)
             yield "generator", *self.generator_loss(x, attributes, target)
 
+    def labels_in(self, network, shapes):
+        """What labels `network` would be for if its state had these {key: shape}, in words ("5 attributes").
+
+        None: the model cannot tell. A KeyError, IndexError or ValueError: they are another model's.
+        """
+
     def obstacle(self, labels):
         """What keeps the model from learning of faces with these labels (n, A), in words; None: nothing."""
 

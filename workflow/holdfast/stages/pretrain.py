@@ -144,7 +144,7 @@ def import_deepfake(config, name, index_csv, weights, samples):
             path = Path(weights).parent / "download" / f"{source['sha256'][:16].lower()}_{file}"
             fetch(url, path, sha256=source["sha256"])
         files.append({**source, "path": Path(path).expanduser()})
-    fresh = import_weights(model, files)
+    fresh = import_weights(name, model, files)
     model.prepare(faces)
     if fresh:
         told = f"{model.title}: no checkpoint brings the {', '.join(fresh)}; retraining starts it anew"
