@@ -175,7 +175,8 @@ def check_health(config, name, records, flag):
     Raises:
         HoldfastError: with the figures, all of them.
     """
-    wanted = config["deepfakes"][name]["health"]
+    entry = config["deepfakes"][name]
+    wanted = entry["health"]
     values = {}
     for record in read_records(records):
         key = record["subject"].get("attribute", "")
@@ -191,12 +192,19 @@ def check_health(config, name, records, flag):
         f"{key} {'none' if value is None else format(value, '.3f')}" for key, value in values.items()
     )
     if edited < least or not reaches("ssim", wanted["ssim"]):
+        if entry["weights"] == "train":
+            repair = f"train it better (deepfakes.{name}: iterations, rates, widths)"
+        else:
+            repair = (
+                f"check that the checkpoint was trained as this run uses it: the order of its attributes, "
+                f"{config['image_size']} px, RGB in [-1, 1]; or lower deepfakes.{name}.health knowingly"
+            )
         raise HoldfastError(
             f"the deepfake model {name} is not healthy; attacking it would prove nothing",
             found=figures,
             expected=f"ssim >= {wanted['ssim']}; edit_accuracy >= {wanted['edit_accuracy']} of "
             f"{'all' if least == len(attributes) else least} of {', '.join(attributes)}",
-            repair=f"train it better (deepfakes.{name}: iterations, rates, widths); see {records}",
+            repair=f"{repair}; see {records}",
         )
     write_text(flag, figures + "\n")
 
