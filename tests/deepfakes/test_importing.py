@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from holdfast.config import registered, sources_of
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.importing import import_weights
-from holdfast.deepfakes.model import fresh_networks, load, save
+from holdfast.deepfakes.model import freeze, history_of, load, save
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
 
@@ -86,20 +86,41 @@ def test_wrapper_prefix_and_uncounted_batches(suffix, tmp_path):
         if not key.endswith("num_batches_tracked")
     }
     torch.save(part, path) if suffix == ".pth" else save_file(part, path)
-    before = model.discriminator.state_dict()
+    before = {key: value.clone() for key, value in model.discriminator.state_dict().items()}
     assert import_weights("stargan", model, [{"path": path}]) == ["discriminator"]
     for key, value in public.generator.state_dict().items():
         assert torch.equal(model.generator.state_dict()[key], value)
     assert all(torch.equal(model.discriminator.state_dict()[key], value) for key, value in before.items())
 
 
-def test_a_fresh_discriminator_is_remembered_in_our_file(tmp_path):
-    model = small("attgan")
-    save(model, tmp_path / "fresh.safetensors", ["discriminator"])
-    save(model, tmp_path / "whole.safetensors")
-    assert fresh_networks(tmp_path / "fresh.safetensors") == ["discriminator"]
-    assert fresh_networks(tmp_path / "whole.safetensors") == []
-    load(small("attgan", 3), tmp_path / "fresh.safetensors")
+def test_hisds_published_layout_gives_a_model_that_edits(tagged_faces, tmp_path):
+    """One file of the generator and its running average; the reference faces are this run's own."""
+    public, model, path = small("hisd", 1), small("hisd", 2), tmp_path / "checkpoint_256_celeba-hq.pt"
+    average = small("hisd", 4).generator
+    torch.save({"gen": public.generator.state_dict(), "gen_test": average.state_dict()}, path)
+    public.average.load_state_dict(average.state_dict())
+    x = tagged_faces.pixels(tagged_faces.positions("val", 3))
+    labels = tagged_faces.labels(tagged_faces.positions("val", 3), model.attributes)
+    with torch.no_grad():
+        before = freeze(model).edits(x, labels)
+        assert import_weights("hisd", model, [{"path": path}]) == ["discriminator"]
+        for one in (public, model):
+            one.prepare(tagged_faces)
+        edits = freeze(model).edits(x, labels)
+        assert edits.shape == (3, 5, 3, 16, 16) and edits.isfinite().all()
+        assert torch.equal(edits, freeze(public).edits(x, labels)) and not torch.equal(edits, before)
+        save(model, tmp_path / "own.safetensors", fresh=["discriminator"])
+        again = freeze(load(small("hisd", 5), tmp_path / "own.safetensors"))
+        assert torch.equal(again.edits(x, labels), edits)
+
+
+def test_where_weights_come_from_is_remembered_in_our_file(tmp_path):
+    model, path = small("attgan"), tmp_path / "weights.safetensors"
+    history = {"fresh": ["discriminator"], "imported": [{"file": "é, b.pth", "sha256": "0" * 64}]}
+    for known in ({}, {"remark": "a, b"}, history, history | {"remark": "“a”"}):
+        save(model, path, **known)
+        assert history_of(path) == known
+        load(small("attgan", 3), path)
 
 
 class Harm:

@@ -18,7 +18,7 @@ from holdfast.deepfakes.training import train_deepfake
 from holdfast.detectors import DETECTORS
 from holdfast.detectors.training import train_detector
 from holdfast.errors import HoldfastError
-from holdfast.files import write_text
+from holdfast.files import sha256_of, write_text
 from holdfast.jobs import device_of
 from holdfast.metrics import METRICS
 from holdfast.metrics.detection import ap, f1_truth
@@ -136,20 +136,21 @@ def import_deepfake(config, name, index_csv, weights, samples):
     )
     files = []
     for source in sources_of(settings["weights"]):
-        path = source.get("path")
+        path, url = source.get("path"), source.get("url")
+        file = Path(path or urlsplit(url).path).name or "weights"
         if path is None:
-            url = source["url"]
-            file = Path(urlsplit(url).path).name or "weights"
             # Hosts give many files one name; the checksum tells them apart.
             path = Path(weights).parent / "download" / f"{source['sha256'][:16].lower()}_{file}"
             fetch(url, path, sha256=source["sha256"])
-        files.append({**source, "path": Path(path).expanduser()})
+        files.append({**source, "file": file, "path": Path(path).expanduser()})
     fresh = import_weights(name, model, files)
     model.prepare(faces)
     if fresh:
         told = f"{model.title}: no checkpoint brings the {', '.join(fresh)}; retraining starts it anew"
         print(told, file=sys.stderr)
-    deepfake_model.save(model, weights, fresh)
+    # Without their folders, which say nothing about the weights.
+    imported = [{"file": file["file"], "sha256": sha256_of(file["path"])} for file in files]
+    deepfake_model.save(model, weights, fresh=fresh, imported=imported)
     device = device_of(config)
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
 
@@ -165,6 +166,7 @@ def measure_health(config, name, weights, index_csv, classifier, records):
             open_faces(index_csv),
             work.classifier(classifier),
             {"dataset": config["training_set"], "model": name, "state": "healthy"},
+            deepfake_model.history_of(weights),
         ),
     )
 
