@@ -1,4 +1,4 @@
-"""Our safetensors files: the same content gives the same bytes, in any process."""
+"""Files of tensors: ours have the same bytes for the same content; others' are read with care."""
 
 import json
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from holdfast.tensors import write_tensors
+from holdfast.errors import HoldfastError
+from holdfast.tensors import check_values, read_checkpoint, write_tensors
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -49,3 +50,46 @@ def test_layout_and_gradients_do_not_matter(tmp_path, dtype):
         write_tensors(tmp_path / f"{name}.safetensors", {"x": tensor, "empty": torch.zeros(0)}, {})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert torch.equal(load_file(tmp_path / "b.safetensors")["x"], plain)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_bit_never_escapes_as_an_exception_of_pytorch(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    whole, causes = path.read_bytes(), set()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            read_checkpoint(path, "ask its author")
+        except HoldfastError as error:
+            causes.add(type(error.__cause__).__name__)
+            assert str(path) in error.what and error.repair.endswith("ask its author")
+    assert {"UnpicklingError", "RuntimeError", "AssertionError", "TypeError"} <= causes
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (3, "int, which is no tensor"),
+        (torch.ones(2, dtype=torch.int32), "integers"),
+        (torch.ones(2, dtype=torch.complex64), "complex"),
+        (torch.ones(2).to_sparse(), "not stored one by one"),
+        (torch.ones(2, device="meta"), "not stored one by one"),
+        (torch.tensor([1.0, torch.nan]), "NaN"),
+        (torch.tensor([-torch.inf, 1.0]), "infinity"),
+        (torch.tensor([1.0, 1e300], dtype=torch.float64), "infinity"),
+    ],
+)
+def test_values_that_a_network_cannot_take_over(value, found):
+    own = {"fine": torch.zeros(2), "wrong": torch.zeros(2)}
+    with pytest.raises(HoldfastError) as caught:
+        check_values({"fine": torch.zeros(2), "wrong": value}, own, "a.pth", "repair")
+    assert caught.value.found.startswith("wrong: ") and found in caught.value.found
+    check_values({"fine": torch.zeros(2).half(), "wrong": torch.zeros(2).double()}, own, "a.pth", "repair")
+
+
+def test_a_count_has_to_be_whole():
+    own = {"num_batches_tracked": torch.tensor(0)}
+    check_values({"num_batches_tracked": torch.tensor(7, dtype=torch.int32)}, own, "a.pth", "repair")
+    with pytest.raises(HoldfastError, match="(?s)floating-point numbers.*expected: .*integers"):
+        check_values({"num_batches_tracked": torch.tensor(7.0)}, own, "a.pth", "repair")

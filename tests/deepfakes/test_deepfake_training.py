@@ -100,10 +100,20 @@ def test_losses_fall(tiny, faces, settings):
         assert sum(values[-5:]) < 0.9 * sum(values[:5]), name
 
 
-def test_samples_are_asked_for_ten_times(tiny, faces, settings):
+@pytest.mark.parametrize(
+    ("iterations", "steps"),
+    [
+        (3, [1, 2, 3]),
+        (10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (19, [2, 4, 6, 8, 10, 12, 14, 16, 18, 19]),
+        (20, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]),
+        (25, [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]),
+    ],
+)
+def test_samples_are_asked_for_at_every_tenth_and_at_the_end(tiny, faces, settings, iterations, steps):
     done = []
-    train_deepfake(tiny(), faces, settings | {"iterations": 20}, NAMES, on_sample=done.append)
-    assert done == pytest.approx([number / 10 for number in range(1, 11)])
+    train_deepfake(tiny(), faces, settings | {"iterations": iterations}, NAMES, on_sample=done.append)
+    assert [round(iterations * fraction) for fraction in done] == steps and done[-1] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from holdfast.config import registered, sources_of
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.importing import import_weights
-from holdfast.deepfakes.model import fresh_networks, load, save
+from holdfast.deepfakes.model import freeze, history_of, load, save
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
 
@@ -71,7 +71,7 @@ def public_files(model, folder):
 @pytest.mark.parametrize("name", sorted(DEEPFAKES))
 def test_public_files_are_taken_over(name, tmp_path):
     public, model = small(name, 1), small(name, 2)
-    assert import_weights(model, public_files(public, tmp_path)) == []
+    assert import_weights(name, model, public_files(public, tmp_path)) == []
     found, expected = weights(model), weights(public)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
@@ -86,20 +86,41 @@ def test_wrapper_prefix_and_uncounted_batches(suffix, tmp_path):
         if not key.endswith("num_batches_tracked")
     }
     torch.save(part, path) if suffix == ".pth" else save_file(part, path)
-    before = model.discriminator.state_dict()
-    assert import_weights(model, [{"path": path}]) == ["discriminator"]
+    before = {key: value.clone() for key, value in model.discriminator.state_dict().items()}
+    assert import_weights("stargan", model, [{"path": path}]) == ["discriminator"]
     for key, value in public.generator.state_dict().items():
         assert torch.equal(model.generator.state_dict()[key], value)
     assert all(torch.equal(model.discriminator.state_dict()[key], value) for key, value in before.items())
 
 
-def test_a_fresh_discriminator_is_remembered_in_our_file(tmp_path):
-    model = small("attgan")
-    save(model, tmp_path / "fresh.safetensors", ["discriminator"])
-    save(model, tmp_path / "whole.safetensors")
-    assert fresh_networks(tmp_path / "fresh.safetensors") == ["discriminator"]
-    assert fresh_networks(tmp_path / "whole.safetensors") == []
-    load(small("attgan", 3), tmp_path / "fresh.safetensors")
+def test_hisds_published_layout_gives_a_model_that_edits(tagged_faces, tmp_path):
+    """One file of the generator and its running average; the reference faces are this run's own."""
+    public, model, path = small("hisd", 1), small("hisd", 2), tmp_path / "checkpoint_256_celeba-hq.pt"
+    average = small("hisd", 4).generator
+    torch.save({"gen": public.generator.state_dict(), "gen_test": average.state_dict()}, path)
+    public.average.load_state_dict(average.state_dict())
+    x = tagged_faces.pixels(tagged_faces.positions("val", 3))
+    labels = tagged_faces.labels(tagged_faces.positions("val", 3), model.attributes)
+    with torch.no_grad():
+        before = freeze(model).edits(x, labels)
+        assert import_weights("hisd", model, [{"path": path}]) == ["discriminator"]
+        for one in (public, model):
+            one.prepare(tagged_faces)
+        edits = freeze(model).edits(x, labels)
+        assert edits.shape == (3, 5, 3, 16, 16) and edits.isfinite().all()
+        assert torch.equal(edits, freeze(public).edits(x, labels)) and not torch.equal(edits, before)
+        save(model, tmp_path / "own.safetensors", fresh=["discriminator"])
+        again = freeze(load(small("hisd", 5), tmp_path / "own.safetensors"))
+        assert torch.equal(again.edits(x, labels), edits)
+
+
+def test_where_weights_come_from_is_remembered_in_our_file(tmp_path):
+    model, path = small("attgan"), tmp_path / "weights.safetensors"
+    history = {"fresh": ["discriminator"], "imported": [{"file": "é, b.pth", "sha256": "0" * 64}]}
+    for known in ({}, {"remark": "a, b"}, history, history | {"remark": "“a”"}):
+        save(model, path, **known)
+        assert history_of(path) == known
+        load(small("attgan", 3), path)
 
 
 class Harm:
@@ -127,6 +148,12 @@ def spoiled(kind, tmp_path):
         content = [1]
     elif kind == "no generator":
         content = {"D": model.discriminator.state_dict()}
+    elif kind == "plain number":
+        content["G"]["enc_layers.1.layers.1.num_batches_tracked"] = 3
+    elif kind == "not finite":
+        content["G"]["dec_layers.0.layers.0.weight"][0, 0, 0, 0] = torch.nan
+    elif kind == "integers":
+        content["G"]["dec_layers.2.layers.0.bias"] = torch.zeros(3, dtype=torch.int64)
     torch.save(content, path, _use_new_zipfile_serialization="legacy" not in kind)
     if kind == "legacy, cut early":
         path.write_bytes(path.read_bytes()[:16])
@@ -151,17 +178,20 @@ def spoiled(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("code", "more than tensors.*mkdir"),
-        ("fewer attributes", "another architecture.*dec_layers.0.layers.0.weight"),
+        ("code", "mkdir, which is more than tensors"),
+        ("fewer attributes", "file is for 12 attributes.*config lists 13 attributes"),
         ("wider", "another architecture"),
         ("another model", "another architecture"),
         ("no part", "no part that AttGAN knows.*optimiser"),
-        ("list", "not a dictionary"),
+        ("list", "no state dictionary"),
         ("no generator", "lack its generator"),
+        ("plain number", "enc_layers.1.layers.1.num_batches_tracked: int"),
+        ("not finite", "dec_layers.0.layers.0.weight: NaN"),
+        ("integers", "dec_layers.2.layers.0.bias: integers.*floating-point"),
         ("truncated", "cannot read"),
         ("empty", "cannot read"),
-        ("text", "more than tensors|cannot read"),
-        ("words", "more than tensors|cannot read"),
+        ("text", "cannot read"),
+        ("words", "cannot read"),
         ("legacy, cut early", "cannot read"),
         ("missing", "cannot read"),
         ("sha256", "not the one.*sha256 0000"),
@@ -172,9 +202,10 @@ def test_wrong_checkpoints_change_nothing_and_run_nothing(kind, words, tmp_path)
     model = small("attgan", 2)
     before = weights(model)
     with pytest.raises(HoldfastError) as caught:
-        import_weights(model, [spoiled(kind, tmp_path)])
+        import_weights("attgan", model, [spoiled(kind, tmp_path)])
     assert re.search(words, str(caught.value), re.S), caught.value
-    assert "weights_only` to `False" not in str(caught.value)
+    assert "weights_only` to `False" not in str(caught.value) and "<name>" not in str(caught.value)
+    assert "deepfakes.attgan" in caught.value.repair
     assert not (tmp_path / "harm").exists()
     after = weights(model)
     assert all(torch.equal(after[key], value) for key, value in before.items())
@@ -185,9 +216,60 @@ def test_the_right_sha256_and_a_declared_order(tmp_path):
     public, model = small("stargan", 1, attributes=order), small("stargan", 2, attributes=order)
     (generator, discriminator) = public_files(public, tmp_path)
     with pytest.raises(HoldfastError, match="other attributes"):
-        import_weights(model, [generator])
+        import_weights("stargan", model, [generator])
     generator |= {"sha256": sha256_of(generator["path"]).upper(), "attributes": order}
-    assert import_weights(model, [generator, discriminator | {"attributes": order}]) == []
+    assert import_weights("stargan", model, [generator, discriminator | {"attributes": order}]) == []
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+@pytest.mark.parametrize("name", ["stargan", "attentiongan", "attgan"])
+def test_another_number_of_attributes_is_told_in_words(name, network, tmp_path):
+    """Whether or not the config says what the file's labels mean."""
+    model, public = small(name, 2), DEEPFAKES[name].public_order
+    fewer, path = small(name, 1, attributes=public[:-2]), tmp_path / "weights.pth"
+    state = fewer.networks[network].state_dict()
+    torch.save({model.public_parts[network]: state} if model.public_parts else state, path)
+    for declared in ({}, {"attributes": list(public)}, {"attributes": fewer.label_order}):
+        with pytest.raises(HoldfastError, match="is for other attributes") as caught:
+            import_weights(name, model, [{"path": path, **declared}])
+        assert caught.value.found == f"the file is for {len(public) - 2} attributes"
+        assert caught.value.expected == f"the config lists {len(public)} attributes"
+        assert f"deepfakes.{name}.attributes" in caught.value.repair
+
+
+def test_attgans_attributes_are_counted_whatever_its_layers(tmp_path):
+    """The decoder's first layer takes the deepest map and the attributes, so that both have to be known."""
+    model, path = small("attgan", 2), tmp_path / "weights.pth"
+    for change in ({"channels": 4}, {"layers": 2}, {"injections": 2}):
+        torch.save({"G": small("attgan", 1, **change).generator.state_dict()}, path)
+        with pytest.raises(HoldfastError, match="another architecture"):
+            import_weights("attgan", model, [{"path": path}])
+        fewer = small("attgan", 1, attributes=["Bald", "Male"], **change)
+        torch.save({"G": fewer.generator.state_dict()}, path)
+        with pytest.raises(HoldfastError, match="file is for 2 attributes"):
+            import_weights("attgan", model, [{"path": path}])
+
+
+def test_other_tags_are_told_in_words(tmp_path):
+    public, path = small("hisd", 1), tmp_path / "weights.pth"
+    model = small("hisd", 2, tags=public.settings["tags"][1:])
+    torch.save({"gen": public.generator.state_dict(), "gen_test": public.average.state_dict()}, path)
+    with pytest.raises(HoldfastError, match="is for other attributes") as caught:
+        import_weights("hisd", model, [{"path": path}])
+    assert caught.value.found == "the file is for tags of 2, 2, 3 values"
+    assert caught.value.expected == "the config lists tags of 2, 3 values"
+
+
+def test_two_files_of_one_network_are_refused(tmp_path):
+    model, files = small("stargan", 2), []
+    before = weights(model)
+    for seed in (3, 4):
+        files.append({"path": tmp_path / f"{seed}-G.ckpt"})
+        torch.save(small("stargan", seed).generator.state_dict(), files[-1]["path"])
+    with pytest.raises(HoldfastError, match="hold the generator of StarGAN") as caught:
+        import_weights("stargan", model, files)
+    assert "3-G.ckpt and " in caught.value.found and caught.value.found.endswith("4-G.ckpt")
+    assert all(torch.equal(value, before[key]) for key, value in weights(model).items())
 
 
 def test_tags_in_another_order_are_another_model(tmp_path):
@@ -195,8 +277,14 @@ def test_tags_in_another_order_are_another_model(tmp_path):
     tags = public.settings["tags"]
     turned = small("hisd", 2, tags=[tags[1], tags[0], tags[2]])
     assert turned.attributes == public.attributes and turned.label_order != public.label_order
-    with pytest.raises(HoldfastError, match="(?s)other attributes.*Bangs=Bangs, Eyeglasses=Eyeglasses"):
-        import_weights(turned, public_files(public, tmp_path))
+    files = public_files(public, tmp_path)
+    # The attributes alone do not say which tag is which.
+    for declared in ({}, {"attributes": list(public.attributes)}, {"attributes": public.label_order}):
+        with pytest.raises(HoldfastError, match="other attributes") as caught:
+            import_weights("hisd", turned, [file | declared for file in files])
+        assert "Eyeglasses=Eyeglasses, Bangs=Bangs" in caught.value.expected
+    own = public_files(turned, tmp_path)
+    assert import_weights("hisd", turned, [file | {"attributes": turned.label_order} for file in own]) == []
     save(public, tmp_path / "own.safetensors")
     with pytest.raises(HoldfastError, match="knows other attributes"):
         load(turned, tmp_path / "own.safetensors")

@@ -249,6 +249,22 @@ def test_files_that_cannot_be_read(detector, tmp_path, monkeypatch):
     assert not (tmp_path / "the_checkpoint_ran").exists()
 
 
+def test_damaged_bytes_and_values_are_refused_before_the_first_is_taken_over(detector, tmp_path):
+    path, whole = tmp_path / "weights.pth", weights(detector)
+    name = next(iter(whole))
+    torch.save({**whole, name: whole[name] * torch.nan}, path)
+    torch.manual_seed(9)
+    other = type(detector)(detector.settings)
+    before = weights(other)
+    with pytest.raises(HoldfastError, match=f"{name}: NaN"):
+        other.load(path)
+    torch.save(whole, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v3", 1))
+    with pytest.raises(HoldfastError, match="(?s)cannot read.*TypeError"):
+        other.load(path)
+    assert all(torch.equal(value, before[key]) for key, value in weights(other).items())
+
+
 # ---- training ----
 
 

@@ -16,9 +16,9 @@ ACCURACIES = {"Bangs": 0.75, "Male": 0.7, "Young": 0.2, "Bald": None}
 
 @pytest.fixture
 def gate(tmp_path):
-    """Function (ssim, health's settings) that asks at the gate and returns the flag's path."""
+    """Function (ssim, weights, health's settings) that asks at the gate and returns the flag's path."""
 
-    def ask(ssim=0.65, **health):
+    def ask(ssim=0.65, weights="train", **health):
         rows = [
             (METRICS["ssim"], {}, ssim),
             *((EDIT_ACCURACY, {"attribute": name}, value) for name, value in ACCURACIES.items()),
@@ -27,7 +27,8 @@ def gate(tmp_path):
         write_records(records, [_record(*row) for row in rows])
         health = {"edit_accuracy": 0.7, "attributes": [], "least": None, "ssim": 0.6} | health
         flag = tmp_path / "healthy.txt"
-        check_health({"deepfakes": {"m": {"health": health}}}, "m", records, flag)
+        config = {"image_size": 64, "deepfakes": {"m": {"weights": weights, "health": health}}}
+        check_health(config, "m", records, flag)
         return flag
 
     ask.flag = tmp_path / "healthy.txt"
@@ -70,3 +71,18 @@ def test_an_unhealthy_model_stops_the_run_with_all_figures(gate, health, words):
         gate(**health)
     assert words in str(caught.value) and "Bald none" in str(caught.value)
     assert not gate.flag.exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ("train", "train it better (deepfakes.m"),
+        ("a.pth", "order of its attributes"),
+        ([{"path": "a.pth"}], "64 px, RGB"),
+    ],
+)
+def test_what_to_do_fits_where_the_weights_come_from(gate, weights, words):
+    with pytest.raises(HoldfastError) as caught:
+        gate(0.5, weights)
+    assert words in caught.value.repair and "records.jsonl" in caught.value.repair
+    assert ("train it" in caught.value.repair) == (weights == "train")

@@ -11,7 +11,7 @@ from holdfast import config as configs
 from holdfast.data.faceset import write_faceset
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.classifier import AttributeClassifier
-from holdfast.deepfakes.model import build, remark_on, save
+from holdfast.deepfakes.model import build, history_of, save
 from holdfast.records import read_records
 from holdfast.seeds import numpy_generator
 from holdfast.stages.retrain import measure_retrained, retrain
@@ -32,7 +32,7 @@ HISD = {
 
 @pytest.fixture
 def attack(tmp_path):
-    """attack(model, faces, defence): retrained on so many faces of 5, all with glasses.
+    """attack(model, faces, defence, history): retrained on so many faces of 5, all with glasses.
 
     Gives the steps in the log, whether the weights are the pretrained ones, the remark, and the weights.
     """
@@ -64,12 +64,12 @@ def attack(tmp_path):
     torch.manual_seed(0)
     AttributeClassifier(NAMES, 4).save(tmp_path / "classifier.safetensors")
 
-    def act(name, count, defence="random"):
+    def act(name, count, defence="random", **known):
         harvested = faces(f"{name}.{defence}.{count}", ["train"] * count, [[0, 1, 0, 0, 0, 0, 1]] * count)
         pretrained = tmp_path / f"{name}.safetensors"
         with torch.random.fork_rng():
             model = build(DEEPFAKES, name, config["deepfakes"][name], 32, ("retraining", name))
-        save(model, pretrained)
+        save(model, pretrained, **known)
         out = tmp_path / f"{name}.{defence}.{count}.out"
         out.mkdir()
         weights = out / "weights.safetensors"
@@ -85,9 +85,12 @@ def attack(tmp_path):
         same = all(
             torch.equal(value, load_file(weights)[key]) for key, value in load_file(pretrained).items()
         )
-        told = {record["extra"]["remark"] for record in read_records([records])}
-        assert told == {remark_on(weights)} and remark_on(pretrained) is None
-        return steps, same, *told, load_file(weights)
+        history = history_of(weights)
+        for record in read_records([records]):
+            assert history.items() <= record["extra"].items()
+        remark = history.pop("remark")
+        assert history == history_of(pretrained) == known
+        return steps, same, remark, load_file(weights)
 
     return act
 
@@ -99,6 +102,15 @@ def test_what_the_model_was_retrained_on_is_told(attack):
         "retrained for 2 steps on 3 crops of 5 collected faces (boxes above 0.4, margin 0.3, images without "
         "one dropped)"
     )
+
+
+def test_a_discriminator_that_starts_anew_is_told(attack):
+    imported = [{"file": "200000-G.ckpt", "sha256": "0" * 64}]
+    _, _, told, _ = attack("stargan", 3, fresh=["discriminator"], imported=imported)
+    assert told.startswith("retrained for 2 steps on 3 crops of 5")
+    assert told.endswith(", the discriminator started anew, since no checkpoint brings it")
+    _, _, told, _ = attack("stargan", 0, fresh=["discriminator"], imported=imported)
+    assert told.startswith("not retrained") and "anew" not in told
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from holdfast.config import read
 from holdfast.deepfakes import DEEPFAKES
-from holdfast.deepfakes.model import build, fresh_networks, load
+from holdfast.deepfakes.model import build, history_of, load
 from holdfast.files import sha256_of
 
 WEIGHTS = "results/smoke/models/attgan/weights.safetensors"
@@ -35,7 +35,10 @@ def test_a_public_checkpoint_takes_the_place_of_pretraining(imported):
     own = load(build(DEEPFAKES, "attgan", model.settings, model.image_size), written)
     for key, value in model.generator.state_dict().items():
         assert torch.equal(own.generator.state_dict()[key], value)
-    assert fresh_networks(written) == ["discriminator"]
+    assert history_of(written) == {
+        "fresh": ["discriminator"],
+        "imported": [{"file": path.name, "sha256": sha256_of(path)}],
+    }
     assert (written.parent / "samples.png").exists()
     assert not (pipeline.results / "logs/pretrain_deepfake").exists()
 

@@ -297,6 +297,16 @@ class AttGAN(DeepfakeModel):
         """Labels of 0 and 1 as the decoder is told them."""
         return (2 * labels - 1) * self.settings["intensity"]
 
+    def labels_in(self, network, shapes):
+        """See DeepfakeModel."""
+        if network == "discriminator":
+            count = shapes["fc_cls.1.layers.0.weight"][0]
+        else:
+            deepest = max(int(key.split(".")[1]) for key in shapes if key.startswith("enc_layers."))
+            maps = shapes[f"enc_layers.{deepest}.layers.0.weight"][0]
+            count = shapes["dec_layers.0.layers.0.weight"][0] - maps
+        return f"{count} attributes"
+
     def features(self, x, attributes):
         """The attacked encoder; it knows no attributes."""
         return self.generator.encode(x)[-1]

@@ -415,6 +415,13 @@ class HiSD(DeepfakeModel):
                 targets.append(target)
         return torch.stack(targets)
 
+    def labels_in(self, network, shapes):
+        """See DeepfakeModel: the generator has a mapper for every tag, with a branch for every value."""
+        branches = {tuple(key.split(".")[1:4:2]) for key in shapes if ".post_models." in key}
+        tags = [tag for tag, _ in branches]
+        counts = [str(tags.count(tag)) for tag in sorted(set(tags), key=int)]
+        return f"tags of {', '.join(counts)} values" if counts else None
+
     def prepare(self, faces):
         """Choose the reference faces: the last with each attribute, unseen ones before training ones.
 

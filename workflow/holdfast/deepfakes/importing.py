@@ -5,146 +5,140 @@ dictionary of several under the names of the model's `public_parts` (AttGAN's `G
 and `dis`). It is read without running any code in it, and must fit the network key by key.
 """
 
-import pickle
-import re
-import struct
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
+from holdfast.tensors import check_values, read_checkpoint
 
 WRAPPER = "module."  # what torch.nn.DataParallel puts before every key
-REPAIR = "name the model's own public checkpoint in deepfakes.<name>.weights, or write `weights: train`"
 
 
-def import_weights(model, files):
+def import_weights(name, model, files):
     """Fill `model` from public checkpoints.
 
     Args:
+        name: what the config calls the model: messages name its settings.
         model: a deepfake model with settings of the published architecture (or of the files').
-        files: list of {"path", optional "sha256", optional "attributes"}; `attributes` is the order of
-            the file's labels, where it is not that of the public checkpoint.
+        files: list of {"path", optional "sha256", optional "attributes"}; `attributes` is what the file's
+            labels mean (`label_order`: HiSD's tags included), where it is not what the public ones mean.
 
     Returns:
         Names of the networks that no file has; they are as they were. Only the discriminator may lack.
 
     Raises:
-        HoldfastError: a file is missing, damaged, holds code, has another sha256, other attributes or
-            another architecture; or there is no generator. The model is then as it was.
+        HoldfastError: a file is missing, damaged, holds more than finite tensors, has another sha256, other
+            attributes or another architecture; there is no generator, or a network twice. The model is then
+            as it was.
     """
+    where = f"deepfakes.{name}"
     found = {}
     for file in files:
         path = Path(file["path"])
         if file.get("sha256"):
-            _check_sha256(path, file["sha256"])
-        content = _read(path)
-        _check_labels(model, path, file.get("attributes"))
-        found |= {name: (path, part) for name, part in _parts(model, content, path).items()}
+            _check_sha256(where, path, file["sha256"])
+        parts = _parts(where, model, read_checkpoint(path, _repair(where)), path)
+        for network, part in parts.items():
+            if network in found:
+                raise HoldfastError(
+                    f"two checkpoints hold the {network} of {model.title}",
+                    found=f"{found[network][0]} and {path}",
+                    expected="one file for each network",
+                    repair=f"leave one of them out of {where}.weights",
+                )
+            _check_count(where, model, network, part, path)
+            found[network] = path, part
+        _check_order(where, model, path, file.get("attributes"))
     # HiSD's reference faces are no network of the public checkpoint.
     networks = {
-        name: thing for name, thing in model.networks.items() if next(thing.parameters(), None) is not None
+        network: thing
+        for network, thing in model.networks.items()
+        if next(thing.parameters(), None) is not None
     }
-    missing = [name for name in networks if name not in found]
+    missing = [network for network in networks if network not in found]
     if set(missing) - {"discriminator"}:
         raise HoldfastError(
             f"the checkpoints of {model.title} lack its {missing[0]}",
             found=", ".join(str(file["path"]) for file in files),
-            expected=" and ".join(name for name in networks if name != "discriminator"),
-            repair=REPAIR,
+            expected=" and ".join(network for network in networks if network != "discriminator"),
+            repair=_repair(where),
         )
-    for name, (path, part) in found.items():
-        _check_architecture(model, name, part, path)
-    for name, (_, part) in found.items():
-        networks[name].load_state_dict(part, strict=True)
+    for network, (path, part) in found.items():
+        _check_architecture(where, model, network, part, path)
+    for network, (_, part) in found.items():
+        networks[network].load_state_dict(part, strict=True)
     return missing
 
 
-def _read(path):
-    """The content of a checkpoint as a dictionary; no code of it is run."""
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The message of PyTorch advises to load the file all the same.
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        raise HoldfastError(
-            f"the checkpoint {path} is damaged, or holds more than tensors",
-            found=f"the pickled object {foreign[1]}" if foreign else "no tensors that can be read",
-            expected="tensors in dictionaries; nothing else is loaded, and no code of the file was run",
-            repair=REPAIR,
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error, SafetensorError) as error:
-        raise HoldfastError(
-            f"cannot read the checkpoint {path}",
-            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            expected="a whole checkpoint of PyTorch, or safetensors",
-            repair="fetch it again; " + REPAIR,
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise HoldfastError(
-            f"the checkpoint {path} is not a dictionary of tensors",
-            found=type(content).__name__,
-            expected="a state dictionary, or several by name",
-            repair=REPAIR,
-        )
-    return content
+def _repair(where):
+    return f"name the model's own public checkpoint in {where}.weights, or write `weights: train`"
 
 
-def _check_sha256(path, wanted):
+def _check_sha256(where, path, wanted):
     try:
         actual = sha256_of(path)
     except OSError as error:
         raise HoldfastError(
-            f"cannot read the checkpoint {path}", found=str(error), expected="a file", repair=REPAIR
+            f"cannot read the checkpoint {path}", found=str(error), expected="a file", repair=_repair(where)
         ) from error
     if actual != wanted.lower():
         raise HoldfastError(
             f"the checkpoint {path} is not the one that the config means",
             found=f"sha256 {actual}",
             expected=f"sha256 {wanted.lower()}",
-            repair="fetch it again, or correct deepfakes.<name>.weights.sha256",
+            repair=f"fetch it again, or correct {where}.weights.sha256",
         )
 
 
-def _check_labels(model, path, declared):
+def _check_count(where, model, network, part, path):
+    """Tell another number of attributes from another architecture, where the model can."""
+    try:
+        found = model.labels_in(network, _shapes(part))
+    except (KeyError, IndexError, ValueError):
+        return  # of another model: _check_architecture says so
+    expected = model.labels_in(network, _shapes(model.networks[network].state_dict()))
+    if found is not None and found != expected:
+        raise HoldfastError(
+            f"the checkpoint {path} ({network} of {model.title}) is for other attributes than {where} lists",
+            found=f"the file is for {found}",
+            expected=f"the config lists {expected}",
+            repair=f"write the file's, in its order, as {where}.attributes (and tags, where it has any)",
+        )
+
+
+def _check_order(where, model, path, declared):
     """A public checkpoint does not say what its labels mean: the config does, or they are as published."""
-    found, expected = (declared, model.attributes) if declared else (model.public_order, model.label_order)
-    if list(found) != list(expected):
+    found, expected = declared or model.public_order, model.label_order
+    if list(found) != expected:
         raise HoldfastError(
             f"the checkpoint {path} has other attributes, or another order of them, than {model.title} here",
             found=", ".join(found),
             expected=", ".join(expected),
-            repair="write the file's order as deepfakes.<name>.attributes; if it is not the public "
-            "checkpoint, say its own as deepfakes.<name>.weights.attributes",
+            repair=f"write the file's order as {where}.attributes (and tags, where it has any); if it is not "
+            f"the public checkpoint, say its own as {where}.weights.attributes",
         )
 
 
-def _parts(model, content, path):
+def _parts(where, model, content, path):
     """{network: state dictionary without wrapper prefix} of what a file holds."""
-    if all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not any(isinstance(value, dict) for value in content.values()):
         part = _unwrapped(content)
         shared = {
-            name: len(part.keys() & network.state_dict().keys()) for name, network in model.networks.items()
+            network: len(part.keys() & thing.state_dict().keys()) for network, thing in model.networks.items()
         }
         return {max(shared, key=shared.get): part}
     parts = {
-        name: _unwrapped(content[public])
-        for name, public in model.public_parts.items()
+        network: _unwrapped(content[public])
+        for network, public in model.public_parts.items()
         if isinstance(content.get(public), dict)
     }
     if not parts:
         raise HoldfastError(
             f"the checkpoint {path} has no part that {model.title} knows",
-            found=", ".join(map(str, content)),
+            found=", ".join(content),
             expected=", ".join(model.public_parts.values()) or "the state dictionary of one network",
-            repair=REPAIR,
+            repair=_repair(where),
         )
     return parts
 
@@ -156,15 +150,16 @@ def _unwrapped(part):
     return part
 
 
-def _check_architecture(model, name, part, path):
-    wanted = model.networks[name].state_dict()
+def _shapes(part):
+    return {key: tuple(getattr(value, "shape", ())) for key, value in part.items()}
+
+
+def _check_architecture(where, model, network, part, path):
+    wanted = model.networks[network].state_dict()
     for key, value in wanted.items():
         # Files of before PyTorch 0.4.1 do not count the batches of a normalisation; nothing reads it.
         if key.endswith(".num_batches_tracked"):
             part.setdefault(key, value)
-    deepfake_model.check_shapes(
-        {key: tuple(getattr(value, "shape", ())) for key, value in part.items()},
-        {key: tuple(value.shape) for key, value in wanted.items()},
-        f"{path} ({name} of {model.title})",
-        REPAIR,
-    )
+    file = f"{path} ({network} of {model.title})"
+    deepfake_model.check_shapes(_shapes(part), _shapes(wanted), file, _repair(where))
+    check_values(part, wanted, file, _repair(where))

@@ -17,6 +17,7 @@ A model is a class with
 x is float32 (N, 3, S, S), RGB in [-1, 1]; attributes are float32 (N, A) of 0 and 1.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -71,6 +72,12 @@ class DeepfakeModel:
             self.discriminator.requires_grad_(False)
             yield "generator", *self.generator_loss(x, attributes, target)
 
+    def labels_in(self, network, shapes):
+        """What labels `network` would be for if its state had these {key: shape}, in words ("5 attributes").
+
+        None: the model cannot tell. A KeyError, IndexError or ValueError: they are another model's.
+        """
+
     def obstacle(self, labels):
         """What keeps the model from learning of faces with these labels (n, A), in words; None: nothing."""
 
@@ -96,11 +103,16 @@ def build(registry, name, settings, image_size, seed_names=None):
         return registry[name](settings, image_size)
 
 
-def save(model, path, fresh=(), remark=None):
+# How weights came about, as the metadata of their file say it: {key of save's: how the text is read}.
+HISTORY = {"fresh": lambda text: text.split(","), "imported": json.loads, "remark": str}
+
+
+def save(model, path, *, fresh=(), imported=(), remark=None):
     """All networks of a model in one safetensors file, keys prefixed with the network's name.
 
     Args:
         fresh: networks that no checkpoint brought: initialised here, and trained in retraining only.
+        imported: [{"file", "sha256"}], the public checkpoints that the others come from.
         remark: how these weights came about, for whoever reads a number that they give.
     """
     tensors = {
@@ -109,26 +121,19 @@ def save(model, path, fresh=(), remark=None):
         for key, value in network.state_dict().items()
     }
     about = {"model": type(model).__name__, "attributes": ",".join(model.label_order)}
-    if fresh:
-        about["fresh"] = ",".join(fresh)
-    if remark:
-        about["remark"] = remark
-    write_tensors(path, tensors, about)
+    history = {"fresh": ",".join(fresh), "imported": imported and json.dumps(imported), "remark": remark}
+    write_tensors(path, tensors, about | {key: text for key, text in history.items() if text})
 
 
-def fresh_networks(path):
-    """Names of the networks that :func:`save` was told no checkpoint had brought."""
-    return list(filter(None, _told(path).get("fresh", "").split(",")))
+def history_of(path):
+    """{fresh, imported, remark} as :func:`save` was given them, without what there is none of.
 
-
-def remark_on(path):
-    """The remark that :func:`save` was given, or None."""
-    return _told(path).get("remark")
-
-
-def _told(path):
+    It goes with the weights: into those that are retrained from them, and into the extra of every record
+    that they give.
+    """
     with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+        about = file.metadata() or {}
+    return {key: read(about[key]) for key, read in HISTORY.items() if key in about}
 
 
 def load(model, path):

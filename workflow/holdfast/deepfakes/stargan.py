@@ -196,6 +196,11 @@ class StarGAN(DeepfakeModel):
             targets.append(target)
         return torch.stack(targets)
 
+    def labels_in(self, network, shapes):
+        """See DeepfakeModel."""
+        count = shapes["main.0.weight"][1] - 3 if network == "generator" else shapes["conv2.weight"][0]
+        return f"{count} attributes"
+
     def features(self, x, attributes):
         """The attacked encoder with the image's own labels (method.md); the decoder is not run."""
         return self.generator.trunk(x, attributes)

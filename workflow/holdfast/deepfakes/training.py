@@ -102,7 +102,8 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
         settings: those of SETTINGS, and what the model's own training needs.
         seed_names: names that seed batches and all that a step draws.
         state_path: see training/loop.py.
-        on_sample: optional, called with the fraction done, ten times and at the end.
+        on_sample: optional, called with the fraction done when another tenth of it is: the last time at
+            the end.
 
     Returns:
         The log, one row per iteration.
@@ -151,7 +152,7 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
             losses |= shown
 
     def after_step(step, log):
-        if on_sample is not None and (step + 1) % max(1, iterations // 10) == 0:
+        if on_sample is not None and 10 * (step + 1) // iterations > 10 * step // iterations:
             on_sample((step + 1) / iterations)
 
     state = {**networks, **{f"{name} optimiser": thing for name, thing in optimisers.items()}}

@@ -4,8 +4,6 @@ A detector's file brings the network and what the paper fixes: strides, mean, an
 """
 
 import json
-import pickle
-import struct
 from pathlib import Path
 
 import safetensors
@@ -15,9 +13,10 @@ from torch.nn import functional
 
 from holdfast.detectors import boxes as box_math
 from holdfast.errors import HoldfastError
-from holdfast.tensors import write_tensors
+from holdfast.tensors import check_values, read_checkpoint, write_tensors
 
 SMALLEST_SIDE = 32
+REPAIR = "compare its sha256 with the published one"
 #: Of every detector (holdfast.config reads them from here, too).
 SETTINGS = {
     "input_size": {
@@ -190,7 +189,7 @@ class Detector:
         """Weights from our .safetensors or from the public .pth (prefix ``module.`` removed), strictly.
 
         Raises:
-            HoldfastError: the file is missing, truncated, holds other things than tensors, or
+            HoldfastError: the file is missing, damaged, holds other things than finite tensors, or
                 belongs to another architecture or other anchors.
         """
         path = Path(path)
@@ -198,6 +197,7 @@ class Detector:
             raise HoldfastError(f"{path} is missing", expected=f"weights of {self.title}")
         state = self._read_safetensors(path) if path.suffix == ".safetensors" else read_public(path)
         self._check_architecture(state, path)
+        check_values(state, self.network.state_dict(), path, REPAIR)
         self.network.load_state_dict(state, strict=True)
         return self.freeze()
 
@@ -328,30 +328,6 @@ class Detector:
 
 
 def read_public(path):
-    """The state dict of a public .pth: {name without ``module.``: tensor}. No code in it is run.
-
-    Raises:
-        HoldfastError: it is truncated, holds other things than tensors, or is no state dict.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        struct.error,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        LookupError,
-    ) as error:
-        raise HoldfastError(
-            f"cannot read {path} as weights",
-            found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            expected="a whole torch checkpoint that holds tensors only",
-            repair="get the file again and compare its sha256; a checkpoint that holds code is never run",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise HoldfastError(
-            f"{path} is no state dict", found=type(state).__name__, expected="names to tensors"
-        )
+    """The state dictionary of a public .pth, names without ``module.``; see :func:`read_checkpoint`."""
+    state = read_checkpoint(Path(path), REPAIR)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -28,7 +28,7 @@ def feature_network(config, classifier, device):
 
 
 @torch.no_grad()
-def health_records(work, model, faces, classifier, subject, seeds=None):
+def health_records(work, model, faces, classifier, subject, history, seeds=None):
     """Records of `model` on clean unseen faces: edit_accuracy, ssim, ssim_released, psnr, fid_clean.
 
     Args:
@@ -37,6 +37,7 @@ def health_records(work, model, faces, classifier, subject, seeds=None):
         faces: a FaceSet with annotated attributes.
         classifier: the judge.
         subject: subject of the records; attribute is added.
+        history: of the model's weights (deepfakes/model.py), for the extra of the records.
         seeds: further seeds for the provenance.
     """
     config = work.config
@@ -82,4 +83,6 @@ def health_records(work, model, faces, classifier, subject, seeds=None):
         records.append(
             record_of(EDIT_ACCURACY, answer, subject={**subject, "attribute": name}, provenance=provenance)
         )
+    for record in records:
+        record["extra"] |= history
     return records

@@ -2,7 +2,7 @@
 
 import torch
 
-from holdfast.deepfakes.model import remark_on
+from holdfast.deepfakes.model import history_of
 from holdfast.metrics import METRICS
 from holdfast.metrics.fid import FeatureStatistics, in_features_of
 from holdfast.metrics.metric import Stream
@@ -74,9 +74,7 @@ def measure_outputs(
             answers.append((fid, fid.compute(clean_features, protected_features)))
         provenance = work.provenance(perturbation_seed=seed)
         # Table I's outputs: every target of every image; n counts the edits, not the faces.
-        told = {"targets": "all", "labels": origin, "faces": len(protected)}
-        if (remark := remark_on(path)) is not None:
-            told["remark"] = remark
+        told = {"targets": "all", "labels": origin, "faces": len(protected), **history_of(path)}
         for metric, answer in answers:
             answer["extra"] = {**answer.get("extra", {}), **told}
             written.append(record_of(metric, answer, subject=subject, provenance=provenance, pair="outputs"))

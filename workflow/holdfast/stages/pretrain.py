@@ -18,7 +18,7 @@ from holdfast.deepfakes.training import train_deepfake
 from holdfast.detectors import DETECTORS
 from holdfast.detectors.training import train_detector
 from holdfast.errors import HoldfastError
-from holdfast.files import write_text
+from holdfast.files import sha256_of, write_text
 from holdfast.jobs import device_of
 from holdfast.metrics import METRICS
 from holdfast.metrics.detection import ap, f1_truth
@@ -136,20 +136,21 @@ def import_deepfake(config, name, index_csv, weights, samples):
     )
     files = []
     for source in sources_of(settings["weights"]):
-        path = source.get("path")
+        path, url = source.get("path"), source.get("url")
+        file = Path(path or urlsplit(url).path).name or "weights"
         if path is None:
-            url = source["url"]
-            file = Path(urlsplit(url).path).name or "weights"
             # Hosts give many files one name; the checksum tells them apart.
             path = Path(weights).parent / "download" / f"{source['sha256'][:16].lower()}_{file}"
             fetch(url, path, sha256=source["sha256"])
-        files.append({**source, "path": Path(path).expanduser()})
-    fresh = import_weights(model, files)
+        files.append({**source, "file": file, "path": Path(path).expanduser()})
+    fresh = import_weights(name, model, files)
     model.prepare(faces)
     if fresh:
         told = f"{model.title}: no checkpoint brings the {', '.join(fresh)}; retraining starts it anew"
         print(told, file=sys.stderr)
-    deepfake_model.save(model, weights, fresh)
+    # Without their folders, which say nothing about the weights.
+    imported = [{"file": file["file"], "sha256": sha256_of(file["path"])} for file in files]
+    deepfake_model.save(model, weights, fresh=fresh, imported=imported)
     device = device_of(config)
     sheet_of(deepfake_model.freeze(model, device), faces, samples, device)
 
@@ -165,6 +166,7 @@ def measure_health(config, name, weights, index_csv, classifier, records):
             open_faces(index_csv),
             work.classifier(classifier),
             {"dataset": config["training_set"], "model": name, "state": "healthy"},
+            deepfake_model.history_of(weights),
         ),
     )
 
@@ -175,7 +177,8 @@ def check_health(config, name, records, flag):
     Raises:
         HoldfastError: with the figures, all of them.
     """
-    wanted = config["deepfakes"][name]["health"]
+    entry = config["deepfakes"][name]
+    wanted = entry["health"]
     values = {}
     for record in read_records(records):
         key = record["subject"].get("attribute", "")
@@ -191,12 +194,19 @@ def check_health(config, name, records, flag):
         f"{key} {'none' if value is None else format(value, '.3f')}" for key, value in values.items()
     )
     if edited < least or not reaches("ssim", wanted["ssim"]):
+        if entry["weights"] == "train":
+            repair = f"train it better (deepfakes.{name}: iterations, rates, widths)"
+        else:
+            repair = (
+                f"check that the checkpoint was trained as this run uses it: the order of its attributes, "
+                f"{config['image_size']} px, RGB in [-1, 1]; or lower deepfakes.{name}.health knowingly"
+            )
         raise HoldfastError(
             f"the deepfake model {name} is not healthy; attacking it would prove nothing",
             found=figures,
             expected=f"ssim >= {wanted['ssim']}; edit_accuracy >= {wanted['edit_accuracy']} of "
             f"{'all' if least == len(attributes) else least} of {', '.join(attributes)}",
-            repair=f"train it better (deepfakes.{name}: iterations, rates, widths); see {records}",
+            repair=f"{repair}; see {records}",
         )
     write_text(flag, figures + "\n")
 

@@ -22,7 +22,8 @@ def retrain(
 
     Where the harvest is too little to train on, the weights stay as they were: a defence that leaves the
     attacker without faces has won, and its numbers are those of the model that he has. The weights carry a
-    remark on what they were trained on, which goes into every record and table cell that they give.
+    remark on what they were trained on, and which networks began without weights, which goes into every
+    record and table cell that they give.
 
     The random numbers are the same for all defences: what differs between two retrained models, and between
     one and the control, is what was harvested.
@@ -42,20 +43,22 @@ def retrain(
         fingerprint(harvested.folder),
         work.sha256(pretrained),
     )
-    fresh = deepfake_model.fresh_networks(pretrained)
+    history = deepfake_model.history_of(pretrained)
     collected = read_report(harvested.folder)["found"]
     left = f"{len(harvested)} crops of {collected} collected faces ({_conditions(attacker)})"
     missing = obstacle(model, harvested)
     if missing is None:
         log = train_deepfake(model, harvested, settings, names, state_path=state, device=work.device)
         write_log(log, log_csv, curves)
-        deepfake_model.save(model, weights, fresh, f"retrained for {attacker['iterations']} steps on {left}")
+        remark = f"retrained for {attacker['iterations']} steps on {left}"
+        if fresh := history.get("fresh"):
+            remark += f", the {' and '.join(fresh)} started anew, since no checkpoint brings it"
     else:
         remark = f"{NOT_RETRAINED}, the weights are the pretrained ones: {left} leave {missing}"
         print(f"{model.title} is {remark}", file=sys.stderr)
         write_text(log_csv, "step\n")
         picture_of_text(curves, f"{model.title} is not retrained:\n{missing}")
-        deepfake_model.save(model, weights, fresh, remark)
+    deepfake_model.save(model, weights, **(history | {"remark": remark}))
     sheet_of(deepfake_model.freeze(model, work.device), open_faces(index_csv), samples, work.device)
 
 
@@ -67,8 +70,8 @@ def _conditions(attacker):
 def measure_retrained(config, name, defence, seed, weights, index_csv, classifier, records):
     """Records of the retrained model on clean faces (Table V).
 
-    `extra.fresh` of a record names the networks that no checkpoint had brought, `extra.remark` says what the
-    model was retrained on.
+    Their extra has the weights' history: `imported`, `fresh` (networks that no checkpoint had brought), and
+    the `remark` on what the model was retrained on.
     """
     work = Work(config, [weights, index_csv, classifier])
     subject = {
@@ -85,10 +88,7 @@ def measure_retrained(config, name, defence, seed, weights, index_csv, classifie
         open_faces(index_csv),
         work.classifier(classifier),
         subject,
+        deepfake_model.history_of(weights),
         {"perturbation_seed": seed},
     )
-    told = {"fresh": deepfake_model.fresh_networks(weights), "remark": deepfake_model.remark_on(weights)}
-    told = {key: value for key, value in told.items() if value}
-    for record in measured if told else ():
-        record["extra"] = {**record.get("extra", {}), **told}
     write_records(records, measured)
