@@ -12,9 +12,10 @@ from holdfast.deepfakes.classifier import AttributeClassifier
 from holdfast.deepfakes.model import build, history_of
 from holdfast.errors import HoldfastError
 from holdfast.records import read_records
+from holdfast.stages.harvest import find_faces, harvest
 from holdfast.stages.measure import measure_outputs
 from holdfast.stages.pretrain import import_deepfake, measure_health
-from holdfast.stages.retrain import harvest, measure_retrained, retrain
+from holdfast.stages.retrain import measure_retrained, retrain
 
 ANEW = "the discriminator started anew"
 
@@ -71,8 +72,9 @@ def test_from_the_checkpoint_to_the_records_of_the_retrained_model(chain):
     chain.perturb("facepoison")
     for split in ("train", "test"):
         chain.protect("facepoison", split, chain.folder / split)
-    collected = (chain.folder / "train/index.csv", chain.faces, "retinaface", [chain.detectors["retinaface"]])
-    harvest(chain.config, "facepoison", 0, *collected, chain.folder / "harvest", records)
+    index, boxes = chain.folder / "train/index.csv", chain.folder / "boxes.csv"
+    find_faces(chain.config, index, "retinaface", chain.detectors["retinaface"], boxes)
+    harvest(chain.config, "facepoison", index, chain.faces, [boxes], chain.folder / "harvest")
     out = chain.folder / "retrained"
     files = [out / name for name in ("weights.safetensors", "log.csv", "curves.png", "samples.png")]
     given = (chain.weights, chain.folder / "harvest/index.csv", chain.faces)
