@@ -99,7 +99,9 @@ def test_a_harvest_with_all_detectors(collected, tmp_path):
         detector.save(weights[-1])
         boxes.append(tmp_path / f"{name}.csv")
         find_faces(config, protected, name, weights[-1], boxes[-1])
-        found.append([(b.numpy(), s.numpy()) for b, s in detector.detect(x, THRESHOLD)])
+        # In the batches of the config: another size may change the last bits.
+        pairs = [pair for part in (x[:4], x[4:]) for pair in detector.detect(part, THRESHOLD)]
+        found.append([(b.numpy(), s.numpy()) for b, s in pairs])
         for (b, s), (same_b, same_s) in zip(read_boxes(boxes[-1], 6), found[-1], strict=True):
             assert np.array_equal(b, same_b) and np.array_equal(s, same_s)
     records = tmp_path / "harvest.jsonl"

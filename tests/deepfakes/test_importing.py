@@ -101,11 +101,11 @@ def test_hisds_published_layout_gives_a_model_that_edits(tagged_faces, tmp_path)
     public.average.load_state_dict(average.state_dict())
     x = tagged_faces.pixels(tagged_faces.positions("val", 3))
     labels = tagged_faces.labels(tagged_faces.positions("val", 3), model.attributes)
+    for one in (public, model):
+        one.prepare(tagged_faces)
     with torch.no_grad():
         before = freeze(model).edits(x, labels)
         assert import_weights("hisd", model, [{"path": path}]) == ["discriminator"]
-        for one in (public, model):
-            one.prepare(tagged_faces)
         edits = freeze(model).edits(x, labels)
         assert edits.shape == (3, 5, 3, 16, 16) and edits.isfinite().all()
         assert torch.equal(edits, freeze(public).edits(x, labels)) and not torch.equal(edits, before)

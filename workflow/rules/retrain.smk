@@ -25,10 +25,9 @@ rule measure_harvest:
     input:
         protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
         faces=faces(TRAINING_SET),
-        weights=lambda w: expand(
-            detector_weights("{name}"),
-            name=settings.attackers_detectors(config, w.detector),
-        ),
+        weights=lambda w: [
+            detector_weights(name) for name in settings.attackers_detectors(config, w.detector)
+        ],
         boxes=lambda w: boxes_found(w.detector),
         library=library("attacker/harvest.py", "metrics/detection.py", "stages/harvest.py"),
     output:

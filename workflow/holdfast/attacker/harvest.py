@@ -71,8 +71,8 @@ def windows(detections, size, *, threshold, margin, no_detection):
         per image (left, top, side), or None where nothing is taken.
     """
     without = (0.0, 0.0, float(size)) if no_detection == "whole" else None
-    rows = [pick_face(boxes, scores, score=threshold) for boxes, scores in detections]
-    return [
-        without if row is None else square_window(boxes[row], margin, size)
-        for row, (boxes, _) in zip(rows, detections, strict=True)
-    ]
+    found = []
+    for boxes, scores in detections:
+        row = pick_face(boxes, scores, score=threshold)
+        found.append(without if row is None else square_window(boxes[row], margin, size))
+    return found

@@ -18,9 +18,9 @@ in turn and each of the model's edits, k = 10 steps from x plus uniform noise of
 | factor, of all or per model | 1.0 | released default; the paper finds them by a TPE search in 0-10 |
 | order | stargan, attentiongan, hisd, attgan | released; models beyond it come last, by name |
 
-With factor 1, W halves whenever an edit's steps begin anew from noise, for the first of them does not see W:
-after the many edits of the last model, nothing is left of the first. A larger factor keeps what is strong
-(the study `cmua_factor`).
+With factor 1 and mixing 0.5, W halves whenever an edit's steps begin anew from noise, for the first of them
+does not see W: after the many edits of the last model, nothing is left of the first. A larger factor keeps
+what is strong (the study `cmua_factor`).
 
 Inferred: W is updated in every step, not once per model, and every edit has its own k steps (both as the
 released code does); the models get the edits of :meth:`targets` (the released code visits AttGAN's
@@ -56,7 +56,7 @@ SETTINGS = {
         "minimum": 0,
         "additionalProperties": {"type": "number", "minimum": 0},
         "default": 1.0,
-        "description": "Factor of the step, one or by model, with `default` for those not named.",
+        "description": "Factor of X_adv - x before the clip: one, or by model (`default`: the rest).",
     },
     "order": {
         "type": "array",

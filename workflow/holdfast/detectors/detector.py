@@ -17,6 +17,7 @@ from holdfast.tensors import check_values, read_checkpoint, write_tensors
 
 SMALLEST_SIDE = 32
 REPAIR = "compare its sha256 with the published one"
+MADE_ANEW = "remove it and let the rule that makes it run again"
 #: Of every detector (holdfast.config reads them from here, too).
 SETTINGS = {
     "input_size": {
@@ -195,9 +196,10 @@ class Detector:
         path = Path(path)
         if not path.is_file():
             raise HoldfastError(f"{path} is missing", expected=f"weights of {self.title}")
-        state = self._read_safetensors(path) if path.suffix == ".safetensors" else read_public(path)
+        ours = path.suffix == ".safetensors"
+        state = self._read_safetensors(path) if ours else read_public(path)
         self._check_architecture(state, path)
-        check_values(state, self.network.state_dict(), path, REPAIR)
+        check_values(state, self.network.state_dict(), path, MADE_ANEW if ours else REPAIR)
         self.network.load_state_dict(state, strict=True)
         return self.freeze()
 
@@ -296,7 +298,7 @@ class Detector:
                 f"cannot read {path}",
                 found=str(error),
                 expected="a whole .safetensors file",
-                repair="remove it and let the rule that makes it run again",
+                repair=MADE_ANEW,
             ) from error
         for key in ("width", "anchors"):
             if key in saved and saved[key] != self.settings[key]:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from holdfast.detectors.detector import read_public
+from holdfast.detectors.detector import REPAIR, read_public
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
+from holdfast.tensors import check_values
 
 STRIDES = (4, 8, 16, 32, 64, 128)
 MEAN_RGB = (123.0, 117.0, 104.0)
@@ -166,11 +167,10 @@ def start_from_imagenet(vgg, path, title):
         )
     given = read_public(path)
     wanted = {f"features.{i}": i for i, layer in enumerate(vgg[: ENDS[-1]]) if isinstance(layer, nn.Conv2d)}
-    shapes = {
-        f"{name}.{part}": tuple(getattr(vgg[i], part).shape)
-        for name, i in wanted.items()
-        for part in ("weight", "bias")
+    own = {
+        f"{name}.{part}": getattr(vgg[i], part) for name, i in wanted.items() for part in ("weight", "bias")
     }
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
     shapes |= {"classifier.0.weight": (4096, 25088), "classifier.0.bias": (4096,)}
     shapes |= {"classifier.3.weight": (4096, 4096), "classifier.3.bias": (4096,)}
     wrong = [name for name, shape in shapes.items() if tuple(getattr(given.get(name), "shape", ())) != shape]
@@ -180,6 +180,7 @@ def start_from_imagenet(vgg, path, title):
             found=f"{wrong[0]}: {tuple(getattr(given.get(wrong[0]), 'shape', ())) or 'nothing'}",
             expected=f"{shapes[wrong[0]]}, as in torchvision's {_IMAGENET_FILE}",
         )
+    check_values(given, own, path, REPAIR)
     with torch.no_grad():
         for name, i in wanted.items():
             vgg[i].weight.copy_(given[f"{name}.weight"])

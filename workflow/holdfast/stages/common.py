@@ -22,10 +22,11 @@ class Work:
     Args:
         config: the completed config.
         inputs: paths that are read; their sha256 enter the records under their path within results.
+        device: of a job that runs no network, "cpu"; by default, the config's.
     """
 
-    def __init__(self, config, inputs=()):
-        self.config, self.started, self.device = config, time.monotonic(), device_of(config)
+    def __init__(self, config, inputs=(), device=None):
+        self.config, self.started, self.device = config, time.monotonic(), device or device_of(config)
         self.inputs = [Path(path) for path in inputs]
 
     @staticmethod
@@ -79,10 +80,10 @@ def own_settings(entry):
 def state_file(config, rule, *identity):
     """Where a training keeps its state: a folder of its own for everything that determines its result.
 
-    Without the hash, a state from before a change of settings would be taken up silently. Device and threads
-    belong to it: they change the last bits of sums.
+    Without the hash, a state from before a change of settings would be taken up silently. The kind of device
+    and the threads belong to it: they change the last bits of sums.
     """
-    settled = digest([config["device"], config["threads"], *identity])
+    settled = digest([device_of(config).partition(":")[0], config["threads"], *identity])
     return Path(config["results"]) / "state" / rule / settled[:16] / "state.pt"
 
 

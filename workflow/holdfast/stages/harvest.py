@@ -4,6 +4,7 @@ Each detector looks at the files once; what it found is kept, so that the union 
 and only what the attacker retrains on is cropped.
 """
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,7 @@ def find_faces(config, protected_index, detector, weights, boxes_csv):
     rows = [
         (image, *box, score)
         for image, pair in enumerate(found)
-        for *box, score in np.column_stack([pair[0], pair[1]]).tolist()
+        for *box, score in np.column_stack(pair).tolist()
     ]
     table = pd.DataFrame(rows, columns=["image", *_EDGES, "score"])
     # Nine digits give every float32 back as it was.
@@ -51,7 +52,7 @@ def read_boxes(boxes_csv, count):
     """What :func:`find_faces` wrote: of `count` images (boxes (k, 4), scores (k,)) in float32, best first.
 
     Raises:
-        HoldfastError: the file is of another number of images.
+        HoldfastError: it has a box of an image beyond them.
     """
     table = pd.read_csv(boxes_csv)
     image = table["image"].to_numpy(dtype=np.int64)
@@ -62,11 +63,9 @@ def read_boxes(boxes_csv, count):
             expected=f"images 0 to {count - 1}",
             repair="remove it and run again",
         )
-    cuts = np.searchsorted(image, np.arange(1, count))
-    return [
-        (part[:, :4], part[:, 4])
-        for part in np.split(table[[*_EDGES, "score"]].to_numpy(dtype=np.float32), cuts)
-    ]
+    rows = table[[*_EDGES, "score"]].to_numpy(dtype=np.float32)
+    cuts = np.searchsorted(image, np.arange(count + 1))
+    return [(rows[start:stop, :4], rows[start:stop, 4]) for start, stop in itertools.pairwise(cuts)]
 
 
 def measure_harvest(config, defence, seed, protected_index, index_csv, detector, weights, boxes, records):
@@ -74,9 +73,10 @@ def measure_harvest(config, defence, seed, protected_index, index_csv, detector,
 
     `weights` and `boxes` are the paths of the detector's weights and of what it found, or of all detectors'.
     `harvest_yield` has in its extra how many images gave a crop (`n_harvested`), and how many of these crops
-    are the whole image (`n_whole`): where the margin reaches beyond its edges.
+    are the whole image (`n_whole`): where the margin reaches beyond its edges. The record's device and time
+    are those of this count, not of the search for faces.
     """
-    work = Work(config, [protected_index, *weights, *boxes])
+    work = Work(config, [protected_index, *weights, *boxes], device="cpu")
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
     truth = faces.boxes(protected.source_positions)
     found, taken = _taken(config, boxes, len(protected))

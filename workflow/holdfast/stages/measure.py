@@ -83,7 +83,7 @@ def measure_outputs(
 
 def measure_images(config, dataset, defence, seed, protected_index, index_csv, records):
     """Table VI: the protected photograph against the clean one."""
-    work = Work(config, [protected_index])
+    work = Work(config, [protected_index], device="cpu")
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
     streams = [Stream(metric) for metric in wanted(config, "images")]
     for part in batches(len(protected), config["measuring"]["batch"]):

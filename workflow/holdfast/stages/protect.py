@@ -3,6 +3,7 @@
 Whatever is measured or collected afterwards reads these files, not the tensors they came from.
 """
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -85,7 +86,6 @@ class ProtectedSet:
     def __init__(self, index_csv):
         self.folder = Path(index_csv).parent
         self.index = pd.read_csv(index_csv, dtype={"file": str, "source": str})
-        self._first = None  # the first image's shape, once it was read
 
     def __len__(self):
         return len(self.index)
@@ -102,11 +102,9 @@ class ProtectedSet:
             HoldfastError: a file is missing or damaged, or has another size than the first one of the set.
         """
         images = [self._read(file) for file in self.index["file"].iloc[part]]
-        if self._first is None:
-            self._first = self._read(self.index["file"].iloc[0]).shape
         for file, image in zip(self.index["file"].iloc[part], images, strict=True):
-            if image.shape != self._first:
-                sizes = [f"{shape[1]}x{shape[0]} pixels" for shape in (image.shape, self._first)]
+            if image.shape != self._shape:
+                sizes = [f"{shape[1]}x{shape[0]} pixels" for shape in (image.shape, self._shape)]
                 first = self.index["file"].iloc[0]
                 raise HoldfastError(
                     f"the protected images {self.folder / file} and {first} differ in size",
@@ -115,6 +113,10 @@ class ProtectedSet:
                     repair="remove the folder and run again",
                 )
         return np.stack(images)
+
+    @functools.cached_property
+    def _shape(self):
+        return self._read(self.index["file"].iloc[0]).shape
 
     def _read(self, file):
         try:
