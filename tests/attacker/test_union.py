@@ -90,23 +90,27 @@ def collected(tmp_path):
 
 def test_a_harvest_with_all_detectors(collected, tmp_path):
     config, faces, protected = collected
-    weights, boxes, found = [], [], []
+    weights, boxes, found = {}, {}, []
     x = ProtectedSet(protected).pixels(slice(0, 6))
     for number, name in enumerate(config["detectors"]):
         torch.manual_seed(number)
         detector = DETECTORS[name]({"width": 1 / 8})
-        weights.append(tmp_path / f"{name}.safetensors")
-        detector.save(weights[-1])
-        boxes.append(tmp_path / f"{name}.csv")
-        find_faces(config, protected, name, weights[-1], boxes[-1])
+        weights[name] = tmp_path / f"{name}.safetensors"
+        detector.save(weights[name])
+        boxes[name] = tmp_path / f"{name}.csv"
+        find_faces(config, protected, name, weights[name], boxes[name])
         # In the batches of the config: another size may change the last bits.
         pairs = [pair for part in (x[:4], x[4:]) for pair in detector.detect(part, THRESHOLD)]
         found.append([(b.numpy(), s.numpy()) for b, s in pairs])
-        for (b, s), (same_b, same_s) in zip(read_boxes(boxes[-1], 6), found[-1], strict=True):
+        for (b, s), (same_b, same_s) in zip(read_boxes(boxes[name], 6), found[-1], strict=True):
             assert np.array_equal(b, same_b) and np.array_equal(s, same_s)
     records = tmp_path / "harvest.jsonl"
-    measure_harvest(config, "none", 0, protected, faces, "union", weights, boxes, records)
-    (record,) = read_records([records])
+    measure_harvest(config, "none", 0, protected, faces, weights, boxes, records)
+    *singles, record = read_records([records])
+    assert [single["subject"]["detector"] for single in singles] == list(config["detectors"])
+    assert [single["extra"]["n_detected"] for single in singles] == [
+        sum(len(scores) > 0 for _, scores in pairs) for pairs in found
+    ]
     assert record["subject"]["detector"] == "union" and record["subject"]["defence"] == "none"
     assert len(record["provenance"]["inputs"]) == 7  # the index, three weights, what was found with each
     assert f"above {THRESHOLD} overlaps" in record["definition"]
@@ -118,7 +122,7 @@ def test_a_harvest_with_all_detectors(collected, tmp_path):
     assert record["extra"]["n_whole"] == sum(window[2] == 32 for _, window in cut)
     assert record["extra"]["n_harvested"] == len(cut)
     assert 0 < len(cut) < 6
-    harvest(config, "none", protected, faces, boxes, tmp_path / "harvest")
+    harvest(config, "none", protected, faces, list(boxes.values()), tmp_path / "harvest")
     crops = open_faces(tmp_path / "harvest/index.csv")
     pixels = ProtectedSet(protected).bytes(slice(0, 6))
     assert crops.index["file"].tolist() == [f"images/{at}.png" for at, _ in cut]

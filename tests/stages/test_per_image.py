@@ -114,7 +114,8 @@ def test_from_the_perturbation_to_the_harvest(chain, name):
     boxes, weights = chain.folder / "boxes.csv", chain.detectors["retinaface"]
     records, index = chain.folder / "harvest.jsonl", chain.folder / "train/index.csv"
     find_faces(chain.config, index, "retinaface", weights, boxes)
-    measure_harvest(chain.config, name, 0, index, chain.faces, "retinaface", [weights], [boxes], records)
+    of_each = ({"retinaface": weights}, {"retinaface": boxes})
+    measure_harvest(chain.config, name, 0, index, chain.faces, *of_each, records)
     (record,) = read_records([records])
     assert record["subject"]["defence"] == name and record["extra"]["n_harvested"] == TRAIN
     harvest(chain.config, name, index, chain.faces, [boxes], chain.folder / "harvest")

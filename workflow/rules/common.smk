@@ -30,7 +30,6 @@ ATTACKER = config["attacker"]["detector"]
 RETRAINED = settings.attackers_models(config)  # the models that he retrains
 COLLECTED = settings.attackers_defences(config)  # the defences whose protected faces he collects
 ATTACKERS_SEEDS = settings.attackers_seeds(config)
-HARVESTERS = settings.harvesters(config)
 TABLES = ["I", "II", "III", "IV", "V", "VI"]
 FIGURES = ["5", "6", "7"]
 
@@ -47,7 +46,7 @@ def one_of(names):
 wildcard_constraints:
     dataset=one_of(DATASETS),
     model=one_of(DEEPFAKES),
-    detector=one_of(HARVESTERS),
+    detector=one_of(DETECTORS),
     defence=one_of([*DEFENCES, *VARIANTS]),
     stage=one_of(FIRST_STAGES),
     seed=one_of(SEEDS),
@@ -94,6 +93,10 @@ def detector_weights(detector):
     return R / f"detectors/{detector}/weights.safetensors"
 
 
+def boxes_found(detector):
+    return R / "found/{defence}/{seed}" / f"{detector}.csv"
+
+
 def settings_of_defence(name):
     """Its entry, but for the seeds that it is measured with, which change no perturbation."""
     _, entry = settings.defence_of(config, name)
@@ -104,12 +107,6 @@ def given_first_stage(wildcards):
     """What a defence begins with, where that is a job of its own."""
     stage = settings.first_stage_of(config, wildcards.defence)
     return [R / f"first_stages/{stage}/{wildcards.seed}/perturbation.safetensors"] if stage else []
-
-
-def boxes_found(detector):
-    """What a detector found in the protected faces, or what each of them did where the name is their union's."""
-    names = settings.attackers_detectors(config, detector)
-    return [R / "found/{defence}/{seed}" / f"{name}.csv" for name in names]
 
 
 def records_of_study(name):

@@ -20,10 +20,9 @@ RECORDS = [
         measured=MEASURED,
     ),
     *expand(
-        R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
+        R / "records/harvest/{defence}.{seed}.jsonl",
         defence=COLLECTED,
         seed=ATTACKERS_SEEDS,
-        detector=HARVESTERS,
     ),
     *expand(
         R / "records/retrained/{model}.{defence}.{seed}.jsonl",

@@ -8,8 +8,6 @@ rule find_faces:
         boxes=R / "found/{defence}/{seed}/{detector}.csv",
     log:
         R / "logs/find_faces/{defence}.{seed}.{detector}.log",
-    wildcard_constraints:
-        detector=one_of(DETECTORS),
     conda:
         "../../envs/holdfast.yaml"
     resources:
@@ -21,19 +19,17 @@ rule find_faces:
 
 
 rule measure_harvest:
-    """What an attacker would harvest with a detector, or with all of them."""
+    """What an attacker would harvest with each detector, and with all of them."""
     input:
         protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
         faces=faces(TRAINING_SET),
-        weights=lambda w: [
-            detector_weights(name) for name in settings.attackers_detectors(config, w.detector)
-        ],
-        boxes=lambda w: boxes_found(w.detector),
+        weights=ALL_DETECTORS,
+        boxes=[boxes_found(detector) for detector in DETECTORS],
         library=library("attacker/harvest.py", "metrics/detection.py", "stages/harvest.py"),
     output:
-        records=R / "records/harvest/{defence}.{seed}.{detector}.jsonl",
+        records=R / "records/harvest/{defence}.{seed}.jsonl",
     log:
-        R / "logs/measure_harvest/{defence}.{seed}.{detector}.log",
+        R / "logs/measure_harvest/{defence}.{seed}.log",
     conda:
         "../../envs/holdfast.yaml"
     params:
@@ -47,7 +43,7 @@ rule harvest:
     input:
         protected=R / f"protected/{TRAINING_SET}" / "{defence}/{seed}/train",
         faces=faces(TRAINING_SET),
-        boxes=boxes_found(ATTACKER),
+        boxes=[boxes_found(name) for name in settings.attackers_detectors(config, ATTACKER)],
         library=library("attacker/harvest.py", "stages/harvest.py"),
     output:
         images=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/images.npy",

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from holdfast.attacker.harvest import crop, union, windows
+from holdfast.config import attackers_detectors, harvesters
 from holdfast.data.faceset import write_faceset
 from holdfast.errors import HoldfastError
 from holdfast.files import write_text
@@ -68,36 +69,39 @@ def read_boxes(boxes_csv, count):
     return [(rows[start:stop, :4], rows[start:stop, 4]) for start, stop in itertools.pairwise(cuts)]
 
 
-def measure_harvest(config, defence, seed, protected_index, index_csv, detector, weights, boxes, records):
-    """Record what the attacker would harvest with a detector of the config, or with their "union".
+def measure_harvest(config, defence, seed, protected_index, index_csv, weights, boxes, records):
+    """Record what the attacker would harvest with each detector, and with the union of several.
 
-    `weights` and `boxes` are the paths of the detector's weights and of what it found, or of all detectors'.
-    `harvest_yield` has in its extra how many images gave a crop (`n_harvested`), and how many of these crops
-    are the whole image (`n_whole`): where the margin reaches beyond its edges. The record's device and time
-    are those of this count, not of the search for faces.
+    `weights` and `boxes` are {detector: path} of its weights and of what it found. `harvest_yield` has in its
+    extra how many images gave a crop (`n_harvested`), and how many of these crops are the whole image
+    (`n_whole`): where the margin reaches beyond its edges. The records' device and time are those of this
+    count, not of the search for faces.
     """
-    work = Work(config, [protected_index, *weights, *boxes], device="cpu")
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
     truth = faces.boxes(protected.source_positions)
-    found, taken = _taken(config, boxes, len(protected))
     threshold, size = config["attacker"]["threshold"], config["image_size"]
     metric = replace(METRICS["harvest_yield"], definition=definition_of_yield(threshold))
-    answer = harvest_yield(found, truth, score=threshold)
-    answer.setdefault("extra", {}).update(
-        n_harvested=sum(window is not None for window in taken),
-        n_whole=sum(window is not None and window[2] == size for window in taken),
-    )
-    subject = {
-        "kind": "harvest",
-        "dataset": config["training_set"],
-        "detector": detector,
-        "defence": defence,
-        "seed": seed,
-    }
-    write_records(
-        records,
-        [record_of(metric, answer, subject=subject, provenance=work.provenance(perturbation_seed=seed))],
-    )
+    written = []
+    for detector in harvesters(config):
+        names = attackers_detectors(config, detector)
+        read = [path[name] for name in names for path in (weights, boxes)]
+        work = Work(config, [protected_index, *read], device="cpu")
+        found, taken = _taken(config, [boxes[name] for name in names], len(protected))
+        answer = harvest_yield(found, truth, score=threshold)
+        answer.setdefault("extra", {}).update(
+            n_harvested=sum(window is not None for window in taken),
+            n_whole=sum(window is not None and window[2] == size for window in taken),
+        )
+        subject = {
+            "kind": "harvest",
+            "dataset": config["training_set"],
+            "detector": detector,
+            "defence": defence,
+            "seed": seed,
+        }
+        provenance = work.provenance(perturbation_seed=seed)
+        written.append(record_of(metric, answer, subject=subject, provenance=provenance))
+    write_records(records, written)
 
 
 def harvest(config, defence, protected_index, index_csv, boxes, folder):
