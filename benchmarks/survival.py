@@ -1,6 +1,6 @@
 """What JPEG compression and a resize by half leave of a protection.
 
-    python benchmarks/survival.py results/lab celeba none tsdf tsdf_hidden
+    python benchmarks/survival.py results/lab celeba none tsdf tsdf_hidden --models stargan
 
 For a finished run, of the protected test files of a data set (seed 0) as they are, after JPEG at quality 75,
 and after a resize to half their side and back (bicubic): harvest_yield with every detector, l2_mask and
@@ -8,6 +8,7 @@ sr_mask of every deepfake model, against the edits of the clean faces. The defen
 the change does by itself.
 """
 
+import argparse
 import io
 import json
 import sys
@@ -45,15 +46,22 @@ CHANGES = {"as stored": lambda image: image, "JPEG 75": jpeg, "half size and bac
 
 
 @torch.no_grad()
-def main(results, dataset, *defences):
-    results = Path(results)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("dataset")
+    parser.add_argument("defences", nargs="+")
+    parser.add_argument("--models", nargs="*", help="deepfake models; by default all of the run")
+    given = parser.parse_args()
+    results, dataset = given.results, given.dataset
     config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
     config["results"] = str(results)
     torch.set_num_threads(config["threads"])
     work, size = Work(config), config["measuring"]["batch"]
     faces = open_faces(results / f"data/{dataset}/index.csv")
     judge = work.classifier(results / "models/classifier/weights.safetensors")
-    for defence in defences:
+    models = active(config, "deepfakes") if given.models is None else given.models
+    for defence in given.defences:
         protected = ProtectedSet(results / f"protected/{dataset}/{defence}/0/test/index.csv")
         positions, parts = protected.source_positions, batches(len(protected), size)
         truth = faces.boxes(positions)
@@ -67,7 +75,7 @@ def main(results, dataset, *defences):
                 detector = work.detector(name, results / f"detectors/{name}/weights.safetensors")
                 found = detections_of(detector, pixels, work.device)
                 row[f"harvest_yield {name}"] = round(harvest_yield(found, truth)["value"], 4)
-            for name in active(config, "deepfakes"):
+            for name in models:
                 model = work.deepfake(name, results / f"models/{name}/weights.safetensors")
                 labels, _ = labels_of(faces, positions, model, judge)
                 streams = [Stream(METRICS[metric]) for metric in ("l2_mask", "sr_mask")]
@@ -84,4 +92,4 @@ def main(results, dataset, *defences):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
