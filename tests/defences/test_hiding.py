@@ -56,6 +56,18 @@ def test_balancing():
     np.testing.assert_allclose(hiding.balanced([small, large], "sum").flatten(), [10001, 29999], **CLOSE)
     nothing = torch.zeros(1, 1, 1, 2)  # a detector from which the face is hidden
     assert torch.equal(hiding.balanced([small, nothing], "normalised"), small)
+    weights = torch.tensor([[1.0], [0.1]])
+    np.testing.assert_allclose(
+        hiding.balanced([small, large], "adaptive", weights).flatten(), [1.05, -0.85], **CLOSE
+    )
+
+
+def test_weights_of_blind_detectors_fall_beside_the_others():
+    weights = torch.tensor([[1.0, 0.5, 0.2], [0.4, 1.0, 1.0]])
+    hidden = torch.tensor([[True, False, True], [False, True, True]])
+    np.testing.assert_allclose(
+        hiding.shifted(weights, hidden, 0.5), [[1.0, 1.0, 0.2], [0.8, 1.0, 1.0]], **CLOSE
+    )
 
 
 def test_the_least_costly_entries():

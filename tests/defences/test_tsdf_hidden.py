@@ -23,7 +23,7 @@ from holdfast.metrics import image as image_metrics
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 EPSILON = 0.05
 STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0, "interruption_weight": 0}
-STRONGEST |= {"when_hidden": "stay"}
+STRONGEST |= {"when_hidden": "stay", "poison_step_size": 0.01}
 BOTH = [TSDFHidden, UniversalTSDFHidden]
 
 
@@ -197,19 +197,50 @@ def test_the_interruptions_gradient_is_that_of_its_mean_square(powers):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers):
-    poisoning = TSDFHidden(STRONGEST, powers)._poisoning
-    model, labels = powers.models["square"], powers.labels["square"].mean(dim=0, keepdim=True)
-    seen = powers.images + w0(powers)
-    found, values = poisoning.ascent(seen, poisoning.features(powers.images))
-    for x, moved, slope, value in zip(powers.images, seen, found, values, strict=True):
-        point = moved[None].clone().requires_grad_(True)
-        difference = poisoning._form(model.features(point, labels)) - poisoning._form(
-            model.features(x[None], labels)
-        )
-        (expected,) = torch.autograd.grad(difference.square().mean(), point)
-        torch.testing.assert_close(value, difference.square().mean().detach())
-        torch.testing.assert_close(slope[None], expected / expected.abs().mean(), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("balance", ["sum", "normalised"])
+def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers, square_model, balance):
+    models = {"square": powers.models["square"], "other": square_model("other")}
+    s = dataclasses.replace(powers, models=models, labels=dict.fromkeys(models, powers.labels["square"]))
+    poisoning = TSDFHidden(STRONGEST | {"interruption_balance": balance}, s)._poisoning
+    labels = s.labels["square"].mean(dim=0, keepdim=True)
+    seen = s.images + w0(s)
+    found, values = poisoning.ascent(seen, poisoning.features(s.images))
+    for x, moved, slope, value in zip(s.images, seen, found, values, strict=True):
+        each, total = [], 0
+        for model in models.values():
+            point = moved[None].clone().requires_grad_(True)
+            pair = (poisoning._form(model.features(image, labels)) for image in (point, x[None]))
+            each.append(torch.sub(*pair).square().mean())
+            (expected,) = torch.autograd.grad(each[-1], point)
+            total = total + (expected / expected.abs().mean() if balance == "normalised" else expected)
+        torch.testing.assert_close(value, torch.stack(each).mean().detach())
+        torch.testing.assert_close(slope[None], total, atol=1e-4, rtol=1e-4)
+
+
+def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers):
+    s, interruption = on_grid(powers), w0(powers)
+    steps, kappa, eta, factor = 12, 0.0, 0.004, 0.5
+    settings = STRONGEST | {"poison_iterations": steps, "kappa": kappa, "psnr_floor": None}
+    settings |= {"poison_step_size": eta, "poison_momentum": 0.0, "weight_factor": factor}
+    found = interrupted(settings, s, interruption).perturb(s.images)
+    weights_seen = set()
+    for x, perturbation in zip(s.images.numpy().astype(np.float64), found, strict=True):
+        w, weights = interruption[0].numpy().astype(np.float64), np.ones(2)
+        most, kept = 0, w
+        for step in range(steps + 1):
+            levels = np.round((np.clip(x + w, -1, 1) + 1) * 127.5)
+            given = [gradients(levels / 127.5 - 1, d, 3, kappa) for d in s.detectors.values()]
+            blind = np.array([worst <= -kappa for _, worst in given])
+            total = sum(k * g / (np.abs(g).mean() or 1) for k, (g, _) in zip(weights, given, strict=True))
+            if blind.sum() >= most:
+                most, kept = blind.sum(), w
+            if step < steps and not blind.all():
+                w = np.clip(w - eta * np.sign(total), -EPSILON, EPSILON)
+            weights = weights * np.where(blind, factor, 1)
+            weights = weights / weights.max()
+            weights_seen |= set(weights)
+        np.testing.assert_allclose(perturbation, np.clip(x + kept, -1, 1) - x, **CLOSE)
+    assert {1.0, factor, factor**2} <= weights_seen  # a detector went blind before the other
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])

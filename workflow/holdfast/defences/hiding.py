@@ -75,16 +75,31 @@ def hinge(margins, chosen, kappa):
     return ((margins + kappa).clamp(min=0) * chosen).sum(dim=1)
 
 
-def balanced(slopes, balance):
-    """The gradients of several detectors, (N, 3, S, S) each, as one.
+def balanced(slopes, balance, weights=None):
+    """The gradients of several networks, (N, 3, S, S) each, as one.
 
     Args:
-        balance: "normalised" divides each image's gradient of each detector by its mean magnitude, so that
-            no detector decides alone; "sum" adds them as they are.
+        balance: "normalised" divides each image's gradient of each network by its mean magnitude, so that
+            none decides alone; "adaptive" weighs the results, too; "sum" adds gradients as they are.
+        weights: (K, N), of K networks, for "adaptive".
     """
-    if balance == "normalised":
-        slopes = [normalised(slope, per_image=True) for slope in slopes]
-    return torch.stack(list(slopes)).sum(dim=0)
+    slopes = torch.stack(list(slopes))
+    if balance != "sum":
+        slopes = torch.stack([normalised(slope, per_image=True) for slope in slopes])
+    if balance == "adaptive":
+        slopes = slopes * weights[:, :, None, None, None]
+    return slopes.sum(dim=0)
+
+
+def shifted(weights, hidden, factor):
+    """Weights of the detectors for each image, (D, N), after a step: those of the detectors that it is
+    hidden from fall by `factor`, beside those that still see it; the largest is 1.
+
+    Args:
+        hidden: bool (D, N).
+    """
+    weights = weights * torch.where(hidden, factor, 1.0)
+    return weights / weights.amax(dim=0, keepdim=True)
 
 
 def least_costly(gain, cost, share):
