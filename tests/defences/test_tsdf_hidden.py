@@ -103,11 +103,12 @@ def test_an_image_that_is_hidden_from_the_start_stays_at_the_interruption(powers
 
 def test_no_anchor_is_left_and_what_hidden_images_do_with_their_steps(powers):
     s = dataclasses.replace(on_grid(powers), epsilon=0.5)
-    settings = STRONGEST | {"poison_iterations": 60, "kappa": 0.2, "psnr_floor": None}
+    settings = STRONGEST | {"poison_iterations": 60, "psnr_floor": None}
     interruption = w0(s)
     far, gained = {}, {}
-    for then in ("stay", "restore", "ascend"):
-        defence = interrupted(settings | {"when_hidden": then}, s, interruption)
+    for then in ("stay", "restore", "ascend", "continue"):
+        own = {"when_hidden": then, "interruption_weight": float(then == "continue"), "kappa": 0.4}
+        defence = interrupted(settings | own, s, interruption)
         found = defence.perturb(s.images)
         # What is kept was looked at as a reader of the file sees it.
         seen = defence.protect(s.images)
@@ -119,7 +120,7 @@ def test_no_anchor_is_left_and_what_hidden_images_do_with_their_steps(powers):
         clean = defence._poisoning.features(s.images)["square"]
         gained[then] = (defence._poisoning.features(seen)["square"] - clean).square().mean()
     assert far["restore"] < far["stay"]
-    assert gained["ascend"] > gained["stay"]
+    assert gained["ascend"] > gained["stay"] and gained["continue"] > gained["stay"]
 
 
 @pytest.mark.parametrize("split", ["intensity", "sensitivity"])
@@ -220,7 +221,7 @@ def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers, square_mode
 def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers):
     s, interruption = on_grid(powers), w0(powers)
     steps, kappa, eta, factor = 12, 0.0, 0.004, 0.5
-    settings = STRONGEST | {"poison_iterations": steps, "kappa": kappa, "psnr_floor": None}
+    settings = STRONGEST | {"poison_iterations": steps, "kappa": kappa, "slack": kappa, "psnr_floor": None}
     settings |= {"poison_step_size": eta, "poison_momentum": 0.0, "weight_factor": factor}
     found = interrupted(settings, s, interruption).perturb(s.images)
     weights_seen = set()
@@ -372,7 +373,12 @@ def test_without_a_network_the_error_says_what_to_do(powers, kind, missing, told
     assert "config" in caught.value.repair
 
 
-@pytest.mark.parametrize("key", ["anchors", "balance", "split", "when_hidden"])
+@pytest.mark.parametrize("key", ["anchors", "balance", "split", "when_hidden", "interruption_balance"])
 def test_a_choice_that_nobody_knows_is_refused(powers, key):
     with pytest.raises(HoldfastError, match=f"cannot take this `{key}`"):
         TSDFHidden({key: "best"}, powers)
+
+
+def test_a_slack_that_no_image_could_reach_is_refused(powers):
+    with pytest.raises(HoldfastError, match=r"(?s)slack: 0.2, kappa: 0.1.*expected"):
+        TSDFHidden({"kappa": 0.1}, powers)

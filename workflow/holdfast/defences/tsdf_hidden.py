@@ -9,8 +9,7 @@ detectors, with gradients through each. Norm: L-infinity, epsilon = 0.05 in [-1,
 the PSNR of the stored image is kept at `psnr_floor` or above, for epsilon alone lets it fall to 32.04 dB. One
 step of stage 2, where x' is the image as its 8-bit file would have it, L of hiding.py and F stage 1's L_MSE:
 
-    g  <- grad L(x') - lambda grad F(x'),  where a detector still sees the face (both by their mean magnitude)
-    g  <- -grad F(x'),                     where none does
+    g  <- grad L(x') - lambda grad F(x')   (both by their mean magnitude)
     v  <- mu v + g / mean|g|
     W  <- clip(W - eta sign(v) M, +-epsilon), and then as many entries a level down as the floor asks for
 
@@ -30,13 +29,13 @@ the split:
 |---|---|---|
 | iterations, batch, step_size, momentum, lambda_enh | 50, 8, 0.001, 0.8, 0.001 | stage 1: as TSDF's |
 | poison_iterations | 80 | ours; steps per image, or passes over the images (there: 30, as TSDF's) |
-| poison_step_size (eta) | 0.004 | small beside epsilon: each detector gives up few entries for another |
+| poison_step_size (eta) | 0.01 | a tenth of the range; universal: a tenth of that suits |
 | poison_momentum (mu) | 0.5 | ours |
 | anchors, count, overlap | matching, 100, 0.35 | hiding.py; the detectors' own matching threshold |
-| detected_above, kappa | 0.5, 0.2 | a margin of -0.2 is a score of 0.45 |
+| detected_above, kappa, slack | 0.5, 1, 0.2 | margins of -1 and -0.2 are scores of 0.27 and 0.45 |
 | balance | adaptive | no detector decides alone, and none that is blind already |
 | split, tau, beta, share | whole, 0.04, 0.4, 0.25 | a mask by intensity leaves faces seen (method.md) |
-| when_hidden | ascend | per image; or "restore": a step back to W0; "stay" |
+| when_hidden | continue | per image; or "ascend": F alone; "restore": a step back to W0; "stay" |
 | interruption_weight (lambda), weight_factor | 1, 0.9 | ours |
 | interruption_balance | sum | as Eq. 2; normalised: every model's F weighs the same |
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
@@ -63,6 +62,7 @@ from holdfast.defences.options import options
 from holdfast.defences.separation import intensity_mask
 from holdfast.defences.stages import Stage, first_stage_of, gradient, minibatch, passes, required, run_stages
 from holdfast.defences.tsdf import DEFAULTS as TSDF_DEFAULTS
+from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
 
 SETTINGS = {
@@ -106,7 +106,7 @@ SETTINGS = {
     "poison_step_size": {
         "type": "number",
         "exclusiveMinimum": 0,
-        "default": 0.004,
+        "default": 0.01,
         "description": "eta of stage 2, in units of [-1, 1].",
     },
     "poison_momentum": {
@@ -144,14 +144,20 @@ SETTINGS = {
     "kappa": {
         "type": "number",
         "minimum": 0,
+        "default": 1.0,
+        "description": "How far below 0 margins are lowered.",
+    },
+    "slack": {
+        "type": "number",
+        "minimum": 0,
         "default": 0.2,
-        "description": "How far below 0 the margin of a hidden anchor lies.",
+        "description": "How far below 0 all margins of a hidden image lie; not more than kappa.",
     },
     "balance": {
         "enum": ["adaptive", "normalised", "sum"],
         "default": "adaptive",
-        "description": "Whether each detector's gradient is divided by its mean magnitude, and (adaptive, per "
-        "image) then weighed by how long the detector has been blind to the face.",
+        "description": "Whether each detector's gradient is divided by its mean magnitude, and (adaptive, "
+        "per image) then weighed by how long the detector has been blind to the face.",
     },
     "split": {
         "enum": ["whole", "intensity", "sensitivity"],
@@ -168,9 +174,10 @@ SETTINGS = {
         "description": "Fraction of the entries of split: sensitivity.",
     },
     "when_hidden": {
-        "enum": ["ascend", "restore", "stay"],
-        "default": "ascend",
-        "description": "What a hidden image's step does: ascend F, go back to W0, or nothing (per image).",
+        "enum": ["continue", "ascend", "restore", "stay"],
+        "default": "continue",
+        "description": "What a hidden image's step does: serve both goals as before, ascend F alone, go back "
+        "to W0, or nothing (per image).",
     },
     "interruption_weight": {
         "type": "number",
@@ -225,7 +232,7 @@ CHOICES = {
     "balance": ("adaptive", "normalised", "sum"),
     "interruption_balance": ("sum", "normalised"),
     "split": ("whole", "intensity", "sensitivity"),
-    "when_hidden": ("ascend", "restore", "stay"),
+    "when_hidden": ("continue", "ascend", "restore", "stay"),
 }
 FIRST_STAGE = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
 FRAME = 290 / 256  # side of the frame of `diversity`, from TSDF's released code
@@ -248,10 +255,19 @@ class HidingPoisoning:
     Args:
         surroundings: holdfast.defences.base.Surroundings.
         settings: those of this module, complete.
+
+    Raises a HoldfastError where `slack` is above `kappa`.
     """
 
     def __init__(self, surroundings, settings):
         self.surroundings, self.settings = surroundings, settings
+        if settings["slack"] > settings["kappa"]:
+            raise HoldfastError(
+                "TSDF hidden: no image could ever be hidden",
+                found=f"slack: {settings['slack']}, kappa: {settings['kappa']}",
+                expected="a slack of kappa at most, below which margins are not lowered",
+                repair="set defences.<name>.slack or kappa in the config",
+            )
         keys = ("anchors", "count", "overlap", "detected_above", "kappa")
         self.hiding = hiding.Hiding(surroundings.detectors, **{key: settings[key] for key in keys})
         # Drawn by seed: entries that give way to the floor lie scattered, not in one part of the image.
@@ -287,7 +303,7 @@ class HidingPoisoning:
                 loss, worst = self.hiding.loss(name, image, faces, clean[name])
                 # A sum over images: each image's gradient is that of its own loss.
                 total += torch.autograd.grad(loss.sum(), point)[0]
-                row &= worst <= -self.settings["kappa"]
+                row &= worst <= -self.settings["slack"]
             slopes.append(total)
         balance = self.settings["balance"]
         if balance == "adaptive" and weights is None:
@@ -441,7 +457,7 @@ class TSDFHidden(Defence):
                 weight = weight.clamp(max=settings["interruption_weight"])
                 slope = torch.where(_per_image(hidden), -ascent, both) if then == "ascend" else both
             moved, velocity = poison_step(found, slope, velocity, eta, settings["poison_momentum"], mask)
-            if then != "ascend":
+            if then in ("restore", "stay"):
                 rest = restored(found, start, eta) if then == "restore" else found
                 moved = torch.where(_per_image(hidden), rest, moved)
             found = poisoning.bounded(moved)
