@@ -68,6 +68,10 @@ def test_weights_of_blind_detectors_fall_beside_the_others():
     np.testing.assert_allclose(
         hiding.shifted(weights, hidden, 0.5), [[1.0, 1.0, 0.2], [0.8, 1.0, 1.0]], **CLOSE
     )
+    blind = torch.tensor([[True], [False]])
+    for _ in range(200):
+        weights = hiding.shifted(weights[:, :1], blind, 0.5)
+    assert (weights > 0).all()
 
 
 def test_the_least_costly_entries():

@@ -24,6 +24,7 @@ from holdfast.defences.momentum import normalised
 from holdfast.detectors import boxes as box_math
 
 LEVELS = 127.5  # 8-bit levels per unit of [-1, 1]
+LEAST_WEIGHT = 1e-6  # of a detector beside the others
 FACE_NMS = 0.4  # IoU above which two anchors' boxes are of one face
 
 
@@ -93,13 +94,14 @@ def balanced(slopes, balance, weights=None):
 
 def shifted(weights, hidden, factor):
     """Weights of the detectors for each image, (D, N), after a step: those of the detectors that it is
-    hidden from fall by `factor`, beside those that still see it; the largest is 1.
+    hidden from fall by `factor`, beside those that still see it; the largest is 1, and none falls so far
+    that it could not come back.
 
     Args:
         hidden: bool (D, N).
     """
     weights = weights * torch.where(hidden, factor, 1.0)
-    return weights / weights.amax(dim=0, keepdim=True)
+    return (weights / weights.amax(dim=0, keepdim=True)).clamp(min=LEAST_WEIGHT)
 
 
 def least_costly(gain, cost, share):
