@@ -41,7 +41,7 @@ the split:
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
-The study `hidden` measures what each of these choices is worth.
+The study `hidden` measures what splits, anchors, balances and views are worth.
 
 What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
 protect are not known); universal, that of the minibatch, as in stage 1. A universal perturbation has no
