@@ -60,6 +60,8 @@ def test_balancing():
     np.testing.assert_allclose(
         hiding.balanced([small, large], "adaptive", weights).flatten(), [1.05, -0.85], **CLOSE
     )
+    same = [hiding.balanced([small, large], balance) for balance in ("adaptive", "normalised")]
+    assert torch.equal(*same)
 
 
 def test_weights_of_blind_detectors_fall_beside_the_others():

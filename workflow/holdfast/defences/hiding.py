@@ -82,12 +82,12 @@ def balanced(slopes, balance, weights=None):
     Args:
         balance: "normalised" divides each image's gradient of each network by its mean magnitude, so that
             none decides alone; "adaptive" weighs the results, too; "sum" adds gradients as they are.
-        weights: (K, N), of K networks, for "adaptive".
+        weights: (K, N), of K networks, for "adaptive"; None: all weigh the same.
     """
     slopes = torch.stack(list(slopes))
     if balance != "sum":
         slopes = torch.stack([normalised(slope, per_image=True) for slope in slopes])
-    if balance == "adaptive":
+    if balance == "adaptive" and weights is not None:
         slopes = slopes * weights[:, :, None, None, None]
     return slopes.sum(dim=0)
 

@@ -305,10 +305,7 @@ class HidingPoisoning:
                 total += torch.autograd.grad(loss.sum(), point)[0]
                 row &= worst <= -self.settings["slack"]
             slopes.append(total)
-        balance = self.settings["balance"]
-        if balance == "adaptive" and weights is None:
-            balance = "normalised"
-        return hiding.balanced(slopes, balance, weights), hidden
+        return hiding.balanced(slopes, self.settings["balance"], weights), hidden
 
     def mask(self, interruption, gain, cost):
         """M, (1 or N, 3, S, S).
