@@ -6,8 +6,9 @@ Evaluating the Robustness of Neural Networks", S&P 2017, f_6 with kappa), summed
 
     L = sum over a in A of max(0, margin_a + kappa)
 
-It falls only by taking faces away (no score of an anchor outside A is raised), and an image is hidden from
-a detector once no margin is above -kappa: there its gradient is 0. A is chosen per image and detector:
+It falls only by taking faces away, and an image is hidden from a detector once no margin is above -kappa:
+there its gradient is 0. Anchors outside A it does not look at: their scores may rise on the way, and what
+that does is measured (false_positives). A is chosen per image and detector:
 
 - "matching": the anchors whose box, on the clean or on the perturbed image, overlaps a face that any of the
   detectors sees on the clean one. The faces are seen, not annotated: who protects a photograph has no
