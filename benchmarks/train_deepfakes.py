@@ -49,7 +49,7 @@ from holdfast.config import merge, registered  # noqa: E402
 from holdfast.data.pixels import to_float  # noqa: E402
 from holdfast.deepfakes import DEEPFAKES, hisd  # noqa: E402
 from holdfast.deepfakes.model import build, freeze  # noqa: E402
-from holdfast.deepfakes.training import train_deepfake  # noqa: E402
+from holdfast.deepfakes.training import precision_of, train_deepfake  # noqa: E402
 from holdfast.jobs import job  # noqa: E402
 from holdfast.seeds import generator, numpy_generator  # noqa: E402
 from holdfast.training.loop import batch_positions  # noqa: E402
@@ -292,7 +292,7 @@ def precision_of_preset(name, device):
     for file in PRESETS[device]:
         config = merge(config, yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))
     default = registered("deepfakes")[name]["precision"]["default"]
-    return config["deepfakes"].get(name, {}).get("precision", default)
+    return precision_of({"precision": config["deepfakes"].get(name, {}).get("precision", default)}, device)
 
 
 def synchronise(device):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from holdfast.deepfakes.training import Batches, train_deepfake
+from holdfast.deepfakes.training import Batches, precision_of, train_deepfake
 from holdfast.errors import HoldfastError
 
 NAMES = ("test", 0)
@@ -46,6 +46,33 @@ def test_interrupted_training_ends_like_uninterrupted(
     assert [key for key in untouched if not key.partition(".")[2].startswith(expected.get(name, ()))] == []
     resumed, resumed_log = train_interrupted(tiny, tagged_faces, settings, NAMES, stops=(1, 4))
     assert resumed_log == log and same(state(resumed), end)
+
+
+@pytest.mark.parametrize(
+    "able, expected",
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"bf16": True}, "bfloat16"),
+        ({}, "float32"),
+    ],
+)
+def test_the_automatic_precision_is_what_the_processor_computes_in(monkeypatch, able, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert precision_of({"precision": "auto"}, "cpu") == expected
+    assert precision_of({"precision": "bfloat16"}, "cpu") == "bfloat16"
+    assert precision_of({"precision": "float32"}, "cpu") == "float32"
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_the_automatic_precision_trains_as_the_one_that_it_names(monkeypatch, tiny, faces, settings, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    logs = [
+        train_deepfake(tiny(), faces, settings | {"precision": precision, "iterations": 2}, NAMES)
+        for precision in ("auto", "bfloat16" if able else "float32")
+    ]
+    assert logs[0] == logs[1]
 
 
 def test_the_generator_steps_once_in_critic_steps_iterations(tiny, faces, settings, state):

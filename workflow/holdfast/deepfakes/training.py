@@ -12,6 +12,9 @@ from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
 from holdfast.training.loop import batch_positions, mirror, run_steps
 
+# What torch.cpu.get_capabilities calls such instructions: of x86-64, and of 64-bit Arm.
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+
 # What the schedule below needs of every model's settings; a model's module adds its own to these.
 SETTINGS = {
     "iterations": {
@@ -45,9 +48,10 @@ SETTINGS = {
         "description": "Faces are mirrored left to right at random.",
     },
     "precision": {
-        "enum": ["float32", "bfloat16"],
+        "enum": ["float32", "bfloat16", "auto"],
         "default": "float32",
-        "description": "Arithmetic of convolutions in training; weights are float32 in either case.",
+        "description": "Arithmetic of convolutions in training; weights are float32 in any case. auto: "
+        "bfloat16 where the device has instructions for it, else float32.",
     },
 }
 
@@ -83,6 +87,21 @@ class Batches:
         if self.settings["mirror"]:
             x = mirror(x, generator(*self.seed_names, "mirror", step))
         return x.to(self.device, memory_format=torch.channels_last), self.labels[chosen].to(self.device)
+
+
+def precision_of(settings, device):
+    """What `settings` have training computed in, float32 or bfloat16; auto goes by `device`.
+
+    A CPU without instructions for bfloat16 emulates it, many times slower than float32.
+    """
+    if settings["precision"] != "auto":
+        return settings["precision"]
+    if torch.device(device).type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities()
+        able = any(known.get(name) for name in BFLOAT16)
+    return "bfloat16" if able else "float32"
 
 
 def obstacle(model, faces):
@@ -126,7 +145,7 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
     batches = Batches(faces, positions, model, settings, seed_names, device)
     optimisers = model.optimisers(settings)
     rates = {name: [group["lr"] for group in thing.param_groups] for name, thing in optimisers.items()}
-    device_type = torch.device(device).type
+    device_type, precision = torch.device(device).type, precision_of(settings, device)
 
     def update(name, loss, step):
         optimiser = optimisers[name]
@@ -143,7 +162,7 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
         random = generator(*seed_names, "step", step)
         updates = model.training_step(batches, step, random, settings)
         while True:
-            with torch.autocast(device_type, torch.bfloat16, enabled=settings["precision"] == "bfloat16"):
+            with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
                 found = next(updates, None)
             if found is None:
                 return losses
@@ -161,6 +180,6 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
         step_fn,
         state,
         state_path,
-        description=f"training {model.title}",
+        description=f"training {model.title} in {precision}",
         after_step=after_step,
     )
