@@ -441,7 +441,8 @@ def training_table(options, device):
         check_same(name, ours, plain_model, faces, settings, device)
         judged = precision_of_preset(name, device)
         plain_memory = None if options.no_memory else memory_in_a_child(name, "plain", "float32", device)
-        for precision in options.precision:
+        able = precision_of({"precision": "auto"}, device)
+        for precision in options.precision or sorted({able, "float32"}):
             memory = None if options.no_memory else memory_in_a_child(name, "ours", precision, device)
             pair = ours, plain_model, faces, settings | {"precision": precision}
             times = seconds_of_cycles(name, *pair, device, options.repeats)
@@ -513,7 +514,10 @@ def main():
     )
     parser.add_argument("--critic-steps", type=int, default=1, help="per generator step; published: 5")
     parser.add_argument(
-        "--precision", nargs="+", choices=("bfloat16", "float32"), default=("bfloat16", "float32")
+        "--precision",
+        nargs="+",
+        choices=("bfloat16", "float32"),
+        help="default: float32, and bfloat16 where the device has instructions for it",
     )
     parser.add_argument("--repeats", type=int, choices=range(1, 10), default=5, metavar="1-9")
     parser.add_argument("--threads", type=int, default=1)

@@ -28,7 +28,7 @@ SIZES = re.compile(
                        |critic_steps|generator_rate|discriminator_rate|decay_after|precision|skip|title)
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
     | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
-                      |feature_size|skip|title|seeds)
+                      |feature_size|search_trials|skip|title|seeds)
     | attacker\.(images|models|defences|seeds|iterations|generator_rate|discriminator_rate)
     | studies\.\w+\.(skip|seeds|vary\.\w+)""",
     re.VERBOSE,
@@ -44,7 +44,7 @@ DEMO_TOO = re.compile(
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
     r"|deepfakes\.(attgan|attentiongan)\.lambda_cls|deepfakes\.attgan\.(lambda_cls_real|mirror)"
-    r"|deepfakes\.stargan\.lambda_(cls|identity)"
+    r"|deepfakes\.stargan\.lambda_(cls|identity)|defences\.cmua\.factor"
 )
 
 
@@ -146,6 +146,7 @@ def _refusal_of(whole):
         ({"datasets": {"synthetic": {"skip": ""}}}, "datasets.synthetic.skip", "some text"),
         ({"deepfakes": {"stargan": {"batch": 1}}}, "deepfakes.stargan.batch", "at least 2"),
         ({"deepfakes": {"stargan": {"precision": "float16"}}}, "deepfakes.stargan.precision", "bfloat16"),
+        ({"defences": {"cmua": {"factor": "tune"}}}, "defences.cmua.factor", "search"),
         ({"deepfakes": {"stargan": {"attributes": []}}}, "deepfakes.stargan.attributes", "at least 1"),
         (
             {"deepfakes": {"stargan": {"generator_rate": float("inf")}}},

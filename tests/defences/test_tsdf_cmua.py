@@ -31,7 +31,7 @@ STARGAN = {
     "lambda_rec": 10.0,
 }
 SHORT = {
-    "cmua": {"steps": 2, "batch": 4},
+    "cmua": {"steps": 2, "batch": 4, "factor": 1},
     "tsdf": {
         "iterations": 3,
         "poison_iterations": 3,
@@ -191,7 +191,7 @@ def test_cmua_has_a_factor_for_all_models_or_one_for_each(surroundings):
 
 
 def test_cmua_moves_outputs_more_than_noise(surroundings):
-    defence = DEFENCES["cmua"]({"steps": 10, "batch": 8}, surroundings).fit()
+    defence = DEFENCES["cmua"]({"steps": 10, "batch": 8, "factor": 1}, surroundings).fit()
     noise = Random({}, surroundings).fit().perturbation
     noise = noise / noise.square().mean().sqrt() * defence.perturbation.square().mean().sqrt()
     model, labels = surroundings.models["stargan"], surroundings.labels["stargan"]

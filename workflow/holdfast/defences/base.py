@@ -82,12 +82,14 @@ class Defence:
             FIRST_STAGE names the settings that it looks at: variants that agree in them share the result,
             which is computed once and then stands in `surroundings.first`.
         perturbation: the learnt perturbation (1, 3, S, S), |.| <= epsilon, once fitted or loaded.
+        found: settings that :meth:`learn` has searched for, as JSON has them, for the record; None: none.
     """
 
     title = ""
     universal = True
     from_universal = False
     first_stage = None
+    found = None
 
     def __init__(self, settings, surroundings):
         self.settings, self.surroundings = settings, surroundings

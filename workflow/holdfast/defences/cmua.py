@@ -15,12 +15,13 @@ in turn and each of the model's edits, k = 10 steps from x plus uniform noise of
 | steps (k), step_size (a) | 10, 0.01 | paper |
 | batch, passes | 64, 1 | paper, released |
 | mixing (m) | 0.5 | released |
-| factor, of all or per model | 1.0 | released default; the paper finds them by a TPE search in 0-10 |
+| factor, per model | search | paper: a TPE search in 0-10 (factor_search.py); released default: 1 |
+| search_trials | 100 | ours, for time: each is a whole watermark; released: at most 1,000 |
 | order | stargan, attentiongan, hisd, attgan | released; models beyond it come last, by name |
 
 With factor 1 and mixing 0.5, W halves whenever an edit's steps begin anew from noise, for the first of them
 does not see W: after the many edits of the last model, nothing is left of the first. A larger factor keeps
-what is strong (the study `cmua_factor`).
+what is strong (the study `cmua_factor`): hence the paper's search.
 
 Inferred: W is updated in every step, not once per model, and every edit has its own k steps (both as the
 released code does); the models get the edits of :meth:`targets` (the released code visits AttGAN's
@@ -31,6 +32,7 @@ the others.
 import torch
 
 from holdfast.defences.base import Defence
+from holdfast.defences.factor_search import FactorSearch
 from holdfast.defences.options import options
 from holdfast.defences.stages import Stage, minibatch, passes, required, run_stages, uniform
 
@@ -52,11 +54,19 @@ SETTINGS = {
         "description": "Share of the earlier watermark that a step leaves.",
     },
     "factor": {
-        "type": ["number", "object"],
+        "type": ["string", "number", "object"],
+        "pattern": "^search$",
         "minimum": 0,
         "additionalProperties": {"type": "number", "minimum": 0},
-        "default": 1.0,
-        "description": "Factor of X_adv - x before the clip: one, or by model (`default`: the rest).",
+        "default": "search",
+        "description": "Factor of X_adv - x before the clip: `search` for each model's, or one, or by model "
+        "(`default`: the rest).",
+    },
+    "search_trials": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 100,
+        "description": "Watermarks that the search for the factors learns.",
     },
     "order": {
         "type": "array",
@@ -159,9 +169,22 @@ class CMUA(Defence):
         Raises:
             HoldfastError: there is no deepfake model.
         """
-        required(self.surroundings.models, "deepfake model", "deepfakes")
-        visits = Visits(self.surroundings, self.settings)
-        run_stages({"cmua": visits}, self.surroundings.state_path, self.title)
+        s = self.surroundings
+        required(s.models, "deepfake model", "deepfakes")
+        searching = self.settings["factor"] == "search"
+        if searching:
+            stage = FactorSearch(s, self.settings["search_trials"], self._watermark)
+        else:
+            stage = Visits(s, self.settings)
+        run_stages({"cmua": stage}, s.state_path, self.title)
+        if searching:
+            self.found = stage.best()
+        return stage.perturbation
+
+    def _watermark(self, factors):
+        visits = Visits(self.surroundings, self.settings | {"factor": factors})
+        for index in range(visits.steps):
+            visits.step(index)
         return visits.perturbation
 
 

@@ -91,7 +91,8 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
     `first` is what :func:`first_stage` has written for it; None: the defence runs that stage as well.
 
     The record (`about`, JSON) has the budget, settings, seed and duration (without that of a given first
-    stage), and of a universal perturbation the largest and the mean absolute entry, in units of [-1, 1].
+    stage), what the defence has searched for, and of a universal perturbation the largest and the mean
+    absolute entry, in units of [-1, 1].
     """
     work = Work(config, [index_csv, *models.values(), *detectors.values(), *filter(None, [first])])
     defence = _opened(work, name, seed, index_csv, models, detectors, first).fit()
@@ -108,6 +109,8 @@ def perturb(config, name, seed, index_csv, models, detectors, perturbation, abou
         "seconds": round(learnt_in, 3),
         "provenance": work.provenance(perturbation_seed=seed),
     }
+    if defence.found is not None:
+        record["found"] = defence.found
     if defence.universal:
         size, images = defence.perturbation.abs(), defence.surroundings.images
         record["largest"] = size.max().item()
