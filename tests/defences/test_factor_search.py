@@ -97,7 +97,7 @@ def test_the_worth_is_the_mean_of_the_models_success_rates(surroundings):
 
 
 class Painter:
-    """Paints pixels -1 or 1 in four edits: the first `fragile` by their lowest bit, the others all 1."""
+    """Paints pixels -3 or 3 in four edits: the first `fragile` by their lowest bit, the others all 3."""
 
     def __init__(self, fragile):
         self.fragile = fragile
@@ -107,7 +107,7 @@ class Painter:
 
     def edit(self, x, target):
         lowest_bit = (x * 127.5 + 127.5).round().remainder(2)
-        return torch.where(target[..., None] < self.fragile, 2 * lowest_bit - 1, torch.ones_like(x))
+        return 3 * torch.where(target[..., None] < self.fragile, 2 * lowest_bit - 1, torch.ones_like(x))
 
 
 def test_the_watermark_is_that_of_the_best_trial_and_of_equals_the_first(surroundings, monkeypatch):
