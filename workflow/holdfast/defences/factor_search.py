@@ -59,9 +59,9 @@ def success_rate(surroundings, perturbation, count):
             x, labels = s.images[rows].to(s.device), s.labels[name][rows].to(s.device)
             protected = stored(x + perturbation)
             for target in model.targets(labels):
-                values.append(
-                    torch.as_tensor(l2_mask(x, model.edit(x, target), model.edit(protected, target)))
-                )
+                # Clipped as where outputs are measured: HiSD's may leave the range.
+                y, changed = (model.edit(images, target).clamp(-1, 1) for images in (x, protected))
+                values.append(torch.as_tensor(l2_mask(x, y, changed)))
         # An empty mask is no success: NaN is not above the threshold.
         rates.append((torch.cat(values) > SUCCESS_THRESHOLD).double().mean().item())
     return sum(rates) / len(rates)
