@@ -1,7 +1,9 @@
 """The same tests on every machine: the same examples, one thread, and a busy machine is no failure."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from pretended_gpu import pretended_gpu
 
 settings.register_profile(
     "holdfast",
@@ -13,3 +15,10 @@ settings.load_profile("holdfast")
 
 # Sums over several threads have other last bits, and machines have other numbers of cores.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def gpu():
+    """There is a GPU, if only a pretended one (tests/pretended_gpu.py)."""
+    with pretended_gpu() as memory:
+        yield memory

@@ -144,3 +144,12 @@ def test_images_too_small_to_shift_are_only_mirrored():
     x = torch.rand(8, 3, 8, 8)
     moved = _augment(x, generator("augment"))
     assert all(torch.equal(a, b) or torch.equal(a, b.flip(2)) for a, b in zip(moved, x, strict=True))
+
+
+def test_on_a_gpu_it_learns_what_it_does_on_the_cpu(plain, gpu):
+    settings = SETTINGS | {"steps": 4}
+    here, log, found = train_classifier(plain, ["Young"], settings, NAMES)
+    there, log_there, found_there = train_classifier(plain, ["Young"], settings, NAMES, device="cuda")
+    assert log == log_there and found == found_there
+    kept = there.state_dict()
+    assert all(torch.equal(value, kept[key].cpu()) for key, value in here.state_dict().items())

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.training import Batches, precision_of, train_deepfake
 from holdfast.errors import HoldfastError
 
@@ -168,3 +169,18 @@ def test_a_frozen_model_can_be_trained_again(tiny, faces, settings, state, same)
     for model in (fresh, thawed):
         train_deepfake(model, faces, settings | {"iterations": 2}, NAMES)
     assert same(state(fresh), state(thawed))
+
+
+@pytest.mark.parametrize("name", DEEPFAKES)
+def test_training_on_a_gpu_computes_what_it_does_on_the_cpu(
+    tiny_of, tagged_faces, name, state, same, tmp_path, gpu
+):
+    found = []
+    for device in ("cpu", "cuda"):
+        model = tiny_of(name)()
+        settings = model.settings | {"generator_rate": 0.001, "discriminator_rate": 0.002, "iterations": 4}
+        path = tmp_path / f"{device}.pt"
+        log = train_deepfake(model, tagged_faces, settings, NAMES, state_path=path, device=device)
+        assert all(p.device.type == device for net in model.networks.values() for p in net.parameters())
+        found.append((log, {key: value.cpu() for key, value in state(model).items()}))
+    assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])

@@ -1,5 +1,6 @@
 """What the base holds every defence to, whatever it returns; and every registered defence held to it."""
 
+import copy
 import dataclasses
 import os
 import pickle
@@ -452,3 +453,18 @@ def test_every_defence_has_a_title(name):
 def test_titles_differ():
     titles = [kind.title for kind in DEFENCES.values()]
     assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_defence_computes_on_a_gpu_what_it_does_on_the_cpu(surroundings, fitted, name, gpu):
+    models, detectors = copy.deepcopy((surroundings.models, surroundings.detectors))
+    there = dataclasses.replace(
+        surroundings,
+        models={key: freeze(model, "cuda") for key, model in models.items()},
+        detectors={key: detector.to("cuda") for key, detector in detectors.items()},
+        labels={key: labels.to("cuda") for key, labels in surroundings.labels.items()},
+        device="cuda",
+    )
+    defence = DEFENCES[name](short(name), there).fit()
+    protected = defence.protect(surroundings.images.to("cuda"))
+    assert protected.is_cuda and torch.equal(protected.cpu(), fitted[name][1])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from holdfast.data.pixels import to_float
+from holdfast.detectors import DETECTORS, training
 from holdfast.detectors import boxes as box_math
-from holdfast.detectors import training
 from holdfast.detectors.retinaface import RetinaFace
 from holdfast.detectors.training import augment, initialise, multibox_loss, targets, train_detector
 from holdfast.errors import HoldfastError
@@ -167,3 +168,20 @@ def test_scenes_and_boxes_that_do_not_go_together():
     images, boxes = scenes(3)
     with pytest.raises(HoldfastError, match="do not go together"):
         train_detector(small(), images, boxes[:2], {"steps": 1}, NAMES, None)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_training_and_detection_on_a_gpu_are_those_of_the_cpu(name, gpu):
+    images, boxes = scenes(6)
+    faces, found = to_float(images), []
+    for device in ("cpu", "cuda"):
+        detector = DETECTORS[name]({"width": 1 / 8 if name == "retinaface" else 1 / 16, "candidates": 50}).to(
+            device
+        )
+        log = train_detector(detector, images, boxes, {"steps": 2, "batch": 4}, NAMES, None)
+        assert detector.device.type == device
+        found.append((log, detector.detect(faces, threshold=0.0)))
+    assert found[0][0] == found[1][0]
+    for (boxes_here, scores_here), (boxes_there, scores_there) in zip(found[0][1], found[1][1], strict=True):
+        assert boxes_there.is_cuda and len(boxes_here)
+        assert torch.equal(boxes_here, boxes_there.cpu()) and torch.equal(scores_here, scores_there.cpu())
