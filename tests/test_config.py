@@ -39,7 +39,7 @@ SMOKE_TOO = re.compile(r"deepfakes\.(\w+\.health\.\w+|hisd\.edited)|attacker\.(t
 # far more iterations.
 DEMO_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan)\.lambda_rec"
-    r"|deepfakes\.stargan\.lambda_identity"
+    r"|deepfakes\.stargan\.lambda_identity|defences\.cmua\.factor"
 )
 LAB_TOO = re.compile(
     r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
