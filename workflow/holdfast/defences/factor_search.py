@@ -10,11 +10,7 @@ rates on 20 faces, which are among those that the watermark is learnt on. There 
 under a name that the attack does not read, and stays 1; here it is searched for, too. Ours: factor 1 first.
 """
 
-import optuna
 import torch
-from optuna.distributions import FloatDistribution
-from optuna.samplers import TPESampler
-from optuna.trial import create_trial
 
 from holdfast.data.pixels import stored
 from holdfast.defences.stages import Stage
@@ -39,13 +35,16 @@ def suggested(names, earlier, *seed_names):
     """
     if not earlier:
         return dict.fromkeys(names, 1.0)
+    # Here, since it would delay the start of every job that imports the defences.
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = TPESampler(seed=seed_of(*seed_names, len(earlier)) % 2**32)
+    sampler = optuna.samplers.TPESampler(seed=seed_of(*seed_names, len(earlier)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    ranges = {name: FloatDistribution(*RANGE) for name in names}
+    ranges = {name: optuna.distributions.FloatDistribution(*RANGE) for name in names}
     for factors, worth in earlier:
         params = dict(zip(names, factors, strict=True))
-        study.add_trial(create_trial(params=params, distributions=ranges, value=worth))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=worth))
     return study.ask(ranges).params
 
 
