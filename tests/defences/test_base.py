@@ -41,7 +41,7 @@ SHORT = {
     "fused_size": 8,
     "adaptor_channels": 8,
     "feature_size": 8,
-    "search_trials": 2,
+    "search_trials": 4,
 }
 
 

@@ -25,6 +25,7 @@ TSDF = {
     "adaptor_channels": 4,
     "feature_size": 8,
     "poison_step_size": 0.01,
+    "lambda_enh": 1.0,  # at the paper's 0.001, and so few steps, a distance may not move a single bit
 }
 STUDIES = {
     "tau": {
