@@ -3,9 +3,21 @@
 import pytest
 import torch
 
+from holdfast.deepfakes.model import freeze
+from holdfast.deepfakes.stargan import StarGAN
 from holdfast.defences import stages
 from holdfast.defences.base import Surroundings
 from holdfast.seeds import generator
+
+STARGAN = {
+    "attributes": ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"],
+    "generator_channels": 4,
+    "discriminator_channels": 4,
+    "discriminator_layers": 4,
+    "lambda_gp": 10.0,
+    "lambda_cls": 1.0,
+    "lambda_rec": 10.0,
+}
 
 
 class SquareModel:
@@ -54,6 +66,12 @@ class PowerDetector:
     def raw(self, images):
         logits = torch.einsum("pcd,nd->npc", self.kernel, images.flatten(1)) + self.offset
         return logits, torch.zeros(len(images), logits.shape[1], 4)
+
+
+@pytest.fixture(scope="session")
+def small_stargan():
+    """small_stargan() -> a frozen StarGAN for 32 px, of few channels, with weights from torch's generator."""
+    return lambda: freeze(StarGAN(STARGAN, 32))
 
 
 @pytest.fixture(scope="session")

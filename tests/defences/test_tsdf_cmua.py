@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from holdfast.data.pixels import to_float
-from holdfast.deepfakes.model import freeze
 from holdfast.deepfakes.stargan import StarGAN
 from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
@@ -21,15 +20,6 @@ from holdfast.detectors.retinaface import RetinaFace
 from holdfast.errors import HoldfastError
 
 EPSILON = 0.05
-STARGAN = {
-    "attributes": ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"],
-    "generator_channels": 4,
-    "discriminator_channels": 4,
-    "discriminator_layers": 4,
-    "lambda_gp": 10.0,
-    "lambda_cls": 1.0,
-    "lambda_rec": 10.0,
-}
 SHORT = {
     "cmua": {"steps": 2, "batch": 4, "factor": 1},
     "tsdf": {
@@ -58,10 +48,10 @@ def lively(detector, images):
 
 
 @pytest.fixture(scope="module")
-def surroundings():
+def surroundings(small_stargan):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, other = (freeze(StarGAN(STARGAN, 32)) for _ in range(2))
+        model, other = (small_stargan() for _ in range(2))
         images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, (torch.rand(8, 5) > 0.5).float()
         detector = lively(RetinaFace(), images)
     return Surroundings(

@@ -12,7 +12,7 @@ from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
 from holdfast.training.loop import batch_positions, mirror, run_steps
 
-# What torch.cpu.get_capabilities calls such instructions: of x86-64, and of 64-bit Arm.
+# What torch.cpu.get_capabilities calls instructions for bfloat16: of x86-64, and of 64-bit Arm.
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 # What the schedule below needs of every model's settings; a model's module adds its own to these.
