@@ -9,8 +9,8 @@ import torch
 from holdfast.data.pixels import stored
 from holdfast.defences import hiding
 from holdfast.defences.base import Surroundings
+from holdfast.defences.interruption import compact
 from holdfast.defences.tsdf_hidden import (
-    HidingPoisoning,
     TSDFHidden,
     UniversalTSDFHidden,
     poison_step,
@@ -25,6 +25,8 @@ EPSILON = 0.05
 STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0, "interruption_weight": 0}
 STRONGEST |= {"when_hidden": "stay", "poison_step_size": 0.01}
 BOTH = [TSDFHidden, UniversalTSDFHidden]
+INTERRUPTION = ["interruption_balance", "interruption_target"]
+TURNS = [("features", 0), ("outputs", 0), ("outputs", 3)]
 
 
 @pytest.fixture
@@ -117,8 +119,8 @@ def test_no_anchor_is_left_and_what_hidden_images_do_with_their_steps(powers):
             after = hiding.margin(detector.raw(seen)[0]).amax(dim=1)
             assert (before > -0.2).any() and (after <= -0.2 + 1e-4).all()
         far[then] = (found - interruption).square().sum()
-        clean = defence._poisoning.features(s.images)["square"]
-        gained[then] = (defence._poisoning.features(seen)["square"] - clean).square().mean()
+        unmoved = defence._poisoning.unmoved(s.images)
+        gained[then] = sum(unmoved.distance("square", seen, turn).mean() for turn in (0, 1))
     assert far["restore"] < far["stay"]
     assert gained["ascend"] > gained["stay"] and gained["continue"] > gained["stay"]
 
@@ -185,37 +187,64 @@ def test_views_are_drawn_by_step_and_number(powers):
     assert len({tuple(view.flatten().tolist()) for view in views}) > 4
 
 
-def test_the_interruptions_gradient_is_that_of_its_mean_square(powers):
-    settings = {**TSDFHidden(STRONGEST, powers).settings}
-    poisoning = HidingPoisoning(powers, settings)
+def looked_at(model, target, x, labels, turn):
+    """What F compares, in the model's own words; SquareModel has two edits."""
+    if target == "features":
+        return compact(model.features(x, labels), 32, "none")
+    return model.edit(x, labels.round() if turn % 2 == 0 else 1 - labels.round())
+
+
+@pytest.mark.parametrize("target, turn", TURNS)
+def test_the_interruptions_gradient_is_that_of_its_mean_square(powers, target, turn):
+    poisoning = TSDFHidden(STRONGEST | {"interruption_target": target}, powers)._poisoning
     point = w0(powers).requires_grad_(True)
     model, labels = powers.models["square"], powers.labels["square"]
-    loss = poisoning._form(model.features(powers.images + point, labels)) - poisoning._form(
-        model.features(powers.images, labels)
-    )
-    (expected,) = torch.autograd.grad(loss.square().mean(), point)
-    found = poisoning.interruption_slope(point.detach(), torch.arange(len(powers.images)))
+    pair = (looked_at(model, target, x, labels, turn) for x in (powers.images + point, powers.images))
+    (expected,) = torch.autograd.grad(torch.sub(*pair).square().mean(), point)
+    found = poisoning.interruption_slope(point.detach(), torch.arange(len(powers.images)), turn)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("target, turn", TURNS)
 @pytest.mark.parametrize("balance", ["sum", "normalised"])
-def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers, square_model, balance):
+def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers, square_model, balance, target, turn):
     models = {"square": powers.models["square"], "other": square_model("other")}
     s = dataclasses.replace(powers, models=models, labels=dict.fromkeys(models, powers.labels["square"]))
-    poisoning = TSDFHidden(STRONGEST | {"interruption_balance": balance}, s)._poisoning
+    poisoning = TSDFHidden(
+        STRONGEST | {"interruption_balance": balance, "interruption_target": target}, s
+    )._poisoning
     labels = s.labels["square"].mean(dim=0, keepdim=True)
+    assert labels.item() not in (0, 1)
     seen = s.images + w0(s)
-    found, values = poisoning.ascent(seen, poisoning.features(s.images))
+    found, values = poisoning.ascent(seen, poisoning.unmoved(s.images), turn)
     for x, moved, slope, value in zip(s.images, seen, found, values, strict=True):
         each, total = [], 0
         for model in models.values():
             point = moved[None].clone().requires_grad_(True)
-            pair = (poisoning._form(model.features(image, labels)) for image in (point, x[None]))
+            pair = (looked_at(model, target, image, labels, turn) for image in (point, x[None]))
             each.append(torch.sub(*pair).square().mean())
             (expected,) = torch.autograd.grad(each[-1], point)
             total = total + (expected / expected.abs().mean() if balance == "normalised" else expected)
         torch.testing.assert_close(value, torch.stack(each).mean().detach())
         torch.testing.assert_close(slope[None], total, atol=1e-4, rtol=1e-4)
+
+
+def test_edits_take_turns_and_the_last_hidden_iterate_is_kept(powers):
+    """Nothing is hidden from detectors that see no face, so that every step is one of ascent alone."""
+    s, interruption = on_grid(powers), w0(powers, 0.01)
+    for detector in s.detectors.values():
+        detector.offset = torch.tensor([100.0, 0.0])
+    settings = STRONGEST | {"poison_iterations": 3, "psnr_floor": None, "poison_momentum": 0.0}
+    settings |= {"interruption_weight": 1.0, "when_hidden": "continue", "poison_step_size": 0.005}
+    found = interrupted(settings, s, interruption).perturb(s.images)
+    model, labels = s.models["square"], s.labels["square"].mean(dim=0, keepdim=True)
+    w = interruption.expand_as(s.images).clone()
+    for turn in range(3):
+        point = stored(s.images + w).requires_grad_(True)
+        pair = (looked_at(model, "outputs", x, labels, turn) for x in (point, s.images))
+        (slope,) = torch.autograd.grad(torch.sub(*pair).square().sum(), point)
+        w = (w + 0.005 * slope.sign()).clamp(-EPSILON, EPSILON)
+    np.testing.assert_allclose(found, (s.images + w).clamp(-1, 1) - s.images, **CLOSE)
 
 
 def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers):
@@ -252,7 +281,7 @@ def test_one_step_towards_both_goals_in_closed_form(powers, weight):
     defence = interrupted(settings, s, interruption)
     found = defence.perturb(s.images)
     seen = stored(s.images + interruption)
-    ascent = defence._poisoning.ascent(seen, defence._poisoning.features(s.images))[0].numpy()
+    ascent = defence._poisoning.ascent(seen, defence._poisoning.unmoved(s.images), 0)[0].numpy()
     for n, x in enumerate(seen.numpy().astype(np.float64)):
         total = sum(
             slope / np.abs(slope).mean()
@@ -373,7 +402,7 @@ def test_without_a_network_the_error_says_what_to_do(powers, kind, missing, told
     assert "config" in caught.value.repair
 
 
-@pytest.mark.parametrize("key", ["anchors", "balance", "split", "when_hidden", "interruption_balance"])
+@pytest.mark.parametrize("key", ["anchors", "balance", "split", "when_hidden", *INTERRUPTION])
 def test_a_choice_that_nobody_knows_is_refused(powers, key):
     with pytest.raises(HoldfastError, match=f"cannot take this `{key}`"):
         TSDFHidden({key: "best"}, powers)

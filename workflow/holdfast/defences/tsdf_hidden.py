@@ -5,9 +5,11 @@ instead of shifting the detectors' features, within the same budget. Two defence
 - `tsdf_hidden_universal`: one perturbation for all faces, poisoned on the same 128 images.
 
 Attacked: the encoders of the deepfake models (stage 1, interruption.py), then the outputs of all face
-detectors, with gradients through each. Norm: L-infinity, epsilon = 0.05 in [-1, 1], of the sum; besides,
-the PSNR of the stored image is kept at `psnr_floor` or above, for epsilon alone lets it fall to 32.04 dB. One
-step of stage 2, where x' is the image as its 8-bit file would have it, L of hiding.py and F stage 1's L_MSE:
+detectors and the edits of the models, with gradients through each. Norm: L-infinity, epsilon = 0.05 in
+[-1, 1], of the sum; besides, the PSNR of the stored image is kept at `psnr_floor` or above, for epsilon alone
+lets it fall to 32.04 dB. One step of stage 2, where x' is the image as its 8-bit file would have it, L of
+hiding.py and F the mean square between G(x') and G(x) of one edit of each model (they take turns), or, by
+`interruption_target`, between features, stage 1's L_MSE:
 
     g  <- grad L(x') - lambda grad F(x')   (both by their mean magnitude)
     v  <- mu v + g / mean|g|
@@ -17,9 +19,9 @@ Per image, lambda falls by `weight_factor` after a step that left the face seen,
 and among the detectors the weight of those that it is hidden from falls likewise: the last one that sees it
 gets what the others do not need (`balance`). So each entry serves the goal that gains more there, image by
 image, and what hiding does not need goes back to interruption: the budget is split by measured sensitivity
-and in time, not by a fixed mask. Kept is the iterate of the largest F that no detector saw a face in (the
-last such one where F is not computed), and the last of those that most were blind to where there is none. M,
-the split:
+and in time, not by a fixed mask. Kept is the last iterate that no detector saw a face in (with F of features,
+that of the largest F; those of different edits do not compare), and the last of those that most were blind to
+where there is none. M, the split:
 
 - "whole": 1;
 - "intensity": TSDF's M_d (separation.py), where |W0| < tau;
@@ -38,14 +40,15 @@ the split:
 | when_hidden | continue | per image; or "ascend": F alone; "restore": a step back to W0; "stay" |
 | interruption_weight (lambda), weight_factor | 1, 0.9 | ours |
 | interruption_balance | sum | as Eq. 2; normalised: every model's F weighs the same |
+| interruption_target | outputs | what a success is measured by; features, as stage 1, disrupt less |
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
-The study `hidden` measures what splits, anchors, balances and views are worth.
+The study `hidden` measures what splits, anchors, balances, targets and views are worth.
 
 What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
-protect are not known); universal, that of the minibatch, as in stage 1. A universal perturbation has no
-weights of its own for each image: there `adaptive` is `normalised`.
+protect are not known; edits are those of a face that has what most have); universal, that of the minibatch.
+A universal perturbation has no weights of its own for each image: there `adaptive` is `normalised`.
 Stage 1's other settings are TSDF's defaults.
 Several faces in a photograph are all hidden. An image does not depend on those protected beside it.
 """
@@ -56,7 +59,7 @@ from holdfast.data.pixels import stored
 from holdfast.defences import hiding
 from holdfast.defences.base import Defence
 from holdfast.defences.diversity import diversified, placed
-from holdfast.defences.interruption import Interruption, clean_features, compact
+from holdfast.defences.interruption import Interruption, compact
 from holdfast.defences.momentum import normalised
 from holdfast.defences.options import options
 from holdfast.defences.separation import intensity_mask
@@ -191,6 +194,12 @@ SETTINGS = {
         "description": "Whether the models' gradients of F are added as they are, or each divided by its "
         "mean magnitude (per image).",
     },
+    "interruption_target": {
+        "enum": ["outputs", "features"],
+        "default": "outputs",
+        "description": "What of the deepfake models F is measured on: their edits, which take turns, or the "
+        "features that stage 1 attacks.",
+    },
     "weight_factor": {
         "type": "number",
         "exclusiveMinimum": 0,
@@ -231,6 +240,7 @@ CHOICES = {
     "anchors": ("matching", "strongest"),
     "balance": ("adaptive", "normalised", "sum"),
     "interruption_balance": ("sum", "normalised"),
+    "interruption_target": ("outputs", "features"),
     "split": ("whole", "intensity", "sensitivity"),
     "when_hidden": ("continue", "ascend", "restore", "stay"),
 }
@@ -247,6 +257,40 @@ def poison_step(perturbation, gradient_, velocity, step_size, momentum, mask):
 def restored(perturbation, interruption, step_size):
     """W + clip(W0 - W, +-eta): a step back towards W0."""
     return perturbation + (interruption - perturbation).clamp(-step_size, step_size)
+
+
+class Unmoved:
+    """What deepfake models make of clean images, each thing once, to tell how far it has moved.
+
+    Args:
+        models: {name: deepfake model}.
+        images: (N, 3, S, S).
+        labels: {name: (N, A)}, in [0, 1]; features see them as they are, an edit's target follows 0 or 1.
+        target: "outputs" or "features".
+    """
+
+    def __init__(self, models, images, labels, target):
+        self.models, self.images, self.labels, self.target = models, images, labels, target
+        self._kept = {}
+
+    def distance(self, name, seen, turn):
+        """Mean square by which what the model makes of `seen`, (N, 3, S, S), has moved: (N,)."""
+        if self.target == "features":
+            turn, made = None, self._features
+        else:
+            turn, made = turn % len(self.models[name].target_names), self._edit
+        if (name, turn) not in self._kept:
+            with torch.no_grad():
+                self._kept[name, turn] = made(name, self.images, turn)
+        return (made(name, seen, turn) - self._kept[name, turn]).square().flatten(1).mean(dim=1)
+
+    def _features(self, name, x, _):
+        features = self.models[name].features(x, self.labels[name])
+        return compact(features, TSDF_DEFAULTS["feature_size"], TSDF_DEFAULTS["feature_reduction"])
+
+    def _edit(self, name, x, turn):
+        model = self.models[name]
+        return model.edit(x, model.targets(self.labels[name].round())[turn])
 
 
 class HidingPoisoning:
@@ -328,48 +372,48 @@ class HidingPoisoning:
         inside = perturbation.clamp(-epsilon, epsilon)
         return hiding.keeping_psnr(inside, self.settings["psnr_floor"], self.order)
 
-    @torch.no_grad()
-    def features(self, images):
-        """{model: features of clean images}, with the mean labels: what :meth:`ascent` compares with."""
-        return {name: self._features(name, images) for name in self.surroundings.models}
+    def unmoved(self, images, labels=None):
+        """What F compares with, of clean images (N, 3, S, S): :class:`Unmoved`.
 
-    def ascent(self, seen, clean):
+        Args:
+            labels: {model: (N, A)}; None: the mean labels.
+        """
+        labels = self.labels if labels is None else labels
+        labels = {name: given.expand(len(images), -1) for name, given in labels.items()}
+        return Unmoved(self.surroundings.models, images, labels, self.settings["interruption_target"])
+
+    def ascent(self, seen, unmoved, turn):
         """Gradient of F of each image at `seen`, (N, 3, S, S), and F, (N,), over all models.
 
         Args:
-            clean: of :meth:`features`.
+            unmoved: of :meth:`unmoved`.
+            turn: counts up; whose turn it is among a model's edits.
         """
         slopes, values = [], []
         for name in self.surroundings.models:
             point = seen.detach().requires_grad_(True)
-            moved = (self._features(name, point) - clean[name]).square().flatten(1).mean(dim=1)
+            moved = unmoved.distance(name, point, turn)
             slopes.append(torch.autograd.grad(moved.sum(), point)[0])
             values.append(moved.detach())
         return hiding.balanced(slopes, self.settings["interruption_balance"]), torch.stack(values).mean(dim=0)
 
-    def interruption_slope(self, perturbation, positions):
-        """Gradient of F = mean over the models of MSE(E_i(x + W), E_i(x)), which stage 1 ascends.
+    def interruption_slope(self, perturbation, positions, turn):
+        """Gradient of the mean of F over the models and the images at `positions`, (1, 3, S, S).
 
-        (1, 3, S, S), a mean over the images at `positions`.
+        Args:
+            perturbation: W, (1, 3, S, S).
+            turn: as for :meth:`ascent`.
         """
         s = self.surroundings
 
         def losses(point, part):
             images = s.images[part].to(s.device)
-            for name, model in s.models.items():
-                labels = s.labels[name][part].to(s.device)
-                clean = clean_features({name: model}, images, {name: labels}, self._form, s.batch, s.device)
-                moved = self._form(model.features(images + point, labels))
-                yield (moved - clean[name]).square().mean() / len(s.models), {}
+            labels = {name: s.labels[name][part].to(s.device) for name in s.models}
+            unmoved = self.unmoved(images, labels)
+            for name in s.models:
+                yield unmoved.distance(name, images + point, turn).mean() / len(s.models), {}
 
         return gradient(perturbation, positions, s.batch, losses)[0]
-
-    def _features(self, name, images):
-        labels = self.labels[name].expand(len(images), -1)
-        return self._form(self.surroundings.models[name].features(images, labels))
-
-    def _form(self, features):
-        return compact(features, TSDF_DEFAULTS["feature_size"], TSDF_DEFAULTS["feature_reduction"])
 
     def _view(self, images, step, view):
         """A view, drawn by seed, step and number: the same for all images, whatever stands beside them."""
@@ -421,26 +465,28 @@ class TSDFHidden(Defence):
         eta, then, factor = (settings[key] for key in ("poison_step_size", "when_hidden", "weight_factor"))
         weight = torch.full_like(images[:, :1, :1, :1], settings["interruption_weight"])
         interruption = self.perturbation.to(images.device)
-        targets, clean = poisoning.targets(images), poisoning.features(images)
+        targets, unmoved = poisoning.targets(images), poisoning.unmoved(images)
         start = poisoning.bounded(interruption).expand_as(images).contiguous()
         mask = poisoning.mask(
             interruption,
             lambda: poisoning.slope(stored(images + start), targets, 0)[0],
-            lambda: poisoning.ascent(stored(images + start), clean)[0],
+            lambda: poisoning.ascent(stored(images + start), unmoved, 0)[0],
         )
         found, velocity, kept = start, torch.zeros_like(images), start
         best = torch.zeros(len(images), device=images.device)
         weights = torch.ones(len(self.surroundings.detectors), len(images), device=images.device)
         most = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         both_goals = settings["interruption_weight"] > 0 or then == "ascend"
+        comparable = settings["interruption_target"] == "features"
         for step in range(settings["poison_iterations"] + 1):
             seen = stored(images + found)
             slope, hidden_from = poisoning.slope(seen, targets, step, weights)
             weights = hiding.shifted(weights, hidden_from, factor)
             count, hidden = hidden_from.sum(dim=0), hidden_from.all(dim=0)
-            ascent, value = poisoning.ascent(seen, clean) if both_goals else (None, best)
+            ascent, value = poisoning.ascent(seen, unmoved, step) if both_goals else (None, best)
+            value = value if comparable else best
             # Kept is what has been looked at: the last of those that most detectors are blind to, or, once
-            # all are, that of the largest F.
+            # all are, that of the largest F where it is of the same thing in every step.
             take = (count > most) | ((count == most) & (~hidden | (value >= best)))
             kept, best = torch.where(_per_image(take), found, kept), torch.where(take, value, best)
             most = torch.maximum(most, count)
@@ -496,7 +542,7 @@ class UniversalHiding(Stage):
         positions = minibatch(len(s.images), self.batch, index, *s.seed_names, "hiding")
         slope, hidden = self._slope(self.perturbation, positions, index)
         if settings["interruption_weight"] > 0:
-            ascent = self.poisoning.interruption_slope(self.perturbation, positions)
+            ascent = self.poisoning.interruption_slope(self.perturbation, positions, index)
             slope = normalised(slope) - settings["interruption_weight"] * normalised(ascent)
         moved, self.velocity = poison_step(
             self.perturbation,
@@ -516,7 +562,7 @@ class UniversalHiding(Stage):
         self._mask = self.poisoning.mask(
             interruption,
             lambda: self._slope(interruption, every, 0)[0],
-            lambda: self.poisoning.interruption_slope(interruption, every),
+            lambda: self.poisoning.interruption_slope(interruption, every, 0),
         )
 
     def _slope(self, perturbation, positions, step):
