@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgWarning
 
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
@@ -157,6 +156,7 @@ def frechet_distance(features_a, features_b):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from pytorch_fid.fid_score import calculate_frechet_distance
+    from scipy.linalg import LinAlgWarning
 
     a, b = _as_statistics(features_a), _as_statistics(features_b)
     moments = (a.mean, a.covariance, b.mean, b.covariance)
