@@ -318,6 +318,9 @@ class HidingPoisoning:
         count = surroundings.images[0].numel()
         self.order = torch.randperm(count, generator=generator(*surroundings.seed_names, "floor"))
         self.order = self.order.to(surroundings.device)
+        # Of features every turn is the same.
+        edits = [len(model.target_names) for model in surroundings.models.values()]
+        self.turns = max(edits) if settings["interruption_target"] == "outputs" else 1
         #: {model: (1, A)}, for images whose attributes are not known.
         self.labels = {
             name: labels.to(surroundings.device).float().mean(dim=0, keepdim=True)
@@ -357,13 +360,15 @@ class HidingPoisoning:
         Args:
             interruption: W0, (1, 3, S, S).
             gain: gradient of L at W0, (N, 3, S, S), and
-            cost: gradient of F there, the same or (1, 3, S, S): functions, asked only where they are needed.
+            cost: gradient of F there in a turn, the same or (1, 3, S, S); all turns count. Functions, asked
+                only where they are needed.
         """
         settings = self.settings
         if settings["split"] == "intensity":
             return intensity_mask(interruption, settings["tau"], settings["beta"])
         if settings["split"] == "sensitivity":
-            return hiding.least_costly(gain().abs(), cost().abs(), settings["share"]).float()
+            spent = sum(cost(turn).abs() for turn in range(self.turns))
+            return hiding.least_costly(gain().abs(), spent, settings["share"]).float()
         return torch.ones_like(interruption)
 
     def bounded(self, perturbation):
@@ -470,7 +475,7 @@ class TSDFHidden(Defence):
         mask = poisoning.mask(
             interruption,
             lambda: poisoning.slope(stored(images + start), targets, 0)[0],
-            lambda: poisoning.ascent(stored(images + start), unmoved, 0)[0],
+            lambda turn: poisoning.ascent(stored(images + start), unmoved, turn)[0],
         )
         found, velocity, kept = start, torch.zeros_like(images), start
         best = torch.zeros(len(images), device=images.device)
@@ -562,7 +567,7 @@ class UniversalHiding(Stage):
         self._mask = self.poisoning.mask(
             interruption,
             lambda: self._slope(interruption, every, 0)[0],
-            lambda: self.poisoning.interruption_slope(interruption, every, 0),
+            lambda turn: self.poisoning.interruption_slope(interruption, every, turn),
         )
 
     def _slope(self, perturbation, positions, step):
