@@ -293,6 +293,29 @@ def test_one_step_towards_both_goals_in_closed_form(powers, weight):
         np.testing.assert_allclose(found[n], np.clip(clean + moved, -1, 1) - clean, **CLOSE)
 
 
+@pytest.mark.parametrize("floor, weights", [(0.4, [2.0, 1.0, 0.8, 0.8]), (0.0, [2.0, 1.0, 0.5, 0.25])])
+def test_a_face_that_stays_in_sight_takes_the_interruptions_weight_down_to_its_floor(powers, floor, weights):
+    s, interruption = on_grid(powers), w0(powers)
+    settings = STRONGEST | {"poison_iterations": len(weights), "kappa": 50.0, "psnr_floor": None}
+    settings |= {"interruption_weight": 2.0, "when_hidden": "continue", "weight_factor": 0.5}
+    settings |= {"weight_floor": floor, "poison_momentum": 0.0, "poison_step_size": 0.003}
+    found = interrupted(settings, s, interruption).perturb(s.images)
+    model, labels = s.models["square"], s.labels["square"].mean(dim=0, keepdim=True)
+    for n, x in enumerate(s.images):
+        w = interruption[0].numpy().astype(np.float64)
+        for turn, weight in enumerate(weights):
+            seen = stored(x[None] + torch.tensor(w, dtype=torch.float32))
+            given = [gradients(seen.numpy().astype(np.float64), d, 3, 50.0)[0] for d in s.detectors.values()]
+            hiding_slope = sum(slope / np.abs(slope).mean() for slope in given)[0]
+            point = seen.requires_grad_(True)
+            pair = (looked_at(model, "outputs", image, labels, turn) for image in (point, x[None]))
+            ascent = torch.autograd.grad(torch.sub(*pair).square().mean(), point)[0][0].numpy()
+            both = hiding_slope / np.abs(hiding_slope).mean() - weight * ascent / np.abs(ascent).mean()
+            w = np.clip(w - 0.003 * np.sign(both), -EPSILON, EPSILON)
+        clean = x.numpy()
+        np.testing.assert_allclose(found[n], np.clip(clean + w, -1, 1) - clean, err_msg=str(n), **CLOSE)
+
+
 # ---- a real architecture -----------------------------------------------------------------------------
 
 

@@ -15,13 +15,13 @@ hiding.py and F the mean square between G(x') and G(x) of one edit of each model
     v  <- mu v + g / mean|g|
     W  <- clip(W - eta sign(v) M, +-epsilon), and then as many entries a level down as the floor asks for
 
-Per image, lambda falls by `weight_factor` after a step that left the face seen, and rises once it is gone;
-and among the detectors the weight of those that it is hidden from falls likewise: the last one that sees it
-gets what the others do not need (`balance`). So each entry serves the goal that gains more there, image by
-image, and what hiding does not need goes back to interruption: the budget is split by measured sensitivity
-and in time, not by a fixed mask. Kept is the last iterate that no detector saw a face in (with F of features,
-that of the largest F; those of different edits do not compare), and the last of those that most were blind to
-where there is none. M, the split:
+Per image, lambda falls by `weight_factor` after a step that left the face seen, but not below `weight_floor`
+of what it was, and rises once the face is gone; and among the detectors the weight of those that it is hidden
+from falls likewise: the last one that sees it gets what the others do not need (`balance`). So each entry
+serves the goal that gains more there, image by image, and what hiding does not need goes back to
+interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is the last
+iterate that no detector saw a face in (with F of features, that of the largest F; those of different edits do
+not compare), and the last of those that most were blind to where there is none. M, the split:
 
 - "whole": 1;
 - "intensity": TSDF's M_d (separation.py), where |W0| < tau;
@@ -39,6 +39,7 @@ where there is none. M, the split:
 | split, tau, beta, share | whole, 0.04, 0.4, 0.25 | a mask by intensity leaves faces seen (method.md) |
 | when_hidden | continue | per image; or "ascend": F alone; "restore": a step back to W0; "stay" |
 | interruption_weight (lambda), weight_factor | 1, 0.9 | ours |
+| weight_floor | 0.2 | ours; without one, faces that are hard to hide end without a disruption |
 | interruption_balance | sum | as Eq. 2; normalised: every model's F weighs the same |
 | interruption_target | outputs | what a success is measured by; features, as stage 1, disrupt less |
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
@@ -207,6 +208,13 @@ SETTINGS = {
         "default": 0.9,
         "description": "Factor on an image's lambda after a step that left its face seen (after one that hid "
         "it, lambda is divided by it), and on the weights of detectors that do not see it (per image).",
+    },
+    "weight_floor": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.2,
+        "description": "Fraction of `interruption_weight` below which no image's lambda falls (per image).",
     },
     "views": {
         "type": "integer",
@@ -468,7 +476,8 @@ class TSDFHidden(Defence):
     def _generated(self, images):
         settings, poisoning = self.settings, self._poisoning
         eta, then, factor = (settings[key] for key in ("poison_step_size", "when_hidden", "weight_factor"))
-        weight = torch.full_like(images[:, :1, :1, :1], settings["interruption_weight"])
+        most_weight = settings["interruption_weight"]
+        weight = torch.full_like(images[:, :1, :1, :1], most_weight)
         interruption = self.perturbation.to(images.device)
         targets, unmoved = poisoning.targets(images), poisoning.unmoved(images)
         start = poisoning.bounded(interruption).expand_as(images).contiguous()
@@ -481,7 +490,7 @@ class TSDFHidden(Defence):
         best = torch.zeros(len(images), device=images.device)
         weights = torch.ones(len(self.surroundings.detectors), len(images), device=images.device)
         most = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        both_goals = settings["interruption_weight"] > 0 or then == "ascend"
+        both_goals = most_weight > 0 or then == "ascend"
         comparable = settings["interruption_target"] == "features"
         for step in range(settings["poison_iterations"] + 1):
             seen = stored(images + found)
@@ -502,7 +511,7 @@ class TSDFHidden(Defence):
                 both = normalised(slope, per_image=True) - weight * ascent
                 # A face that will not go gets more of the budget; one that is gone gives some back.
                 weight = weight * torch.where(_per_image(hidden), 1 / factor, factor)
-                weight = weight.clamp(max=settings["interruption_weight"])
+                weight = weight.clamp(settings["weight_floor"] * most_weight, most_weight)
                 slope = torch.where(_per_image(hidden), -ascent, both) if then == "ascend" else both
             moved, velocity = poison_step(found, slope, velocity, eta, settings["poison_momentum"], mask)
             if then in ("restore", "stay"):
