@@ -148,6 +148,17 @@ def test_a_split_leaves_the_other_entries_to_the_interruption(powers, kind, spli
         assert (changed.flatten(1).sum(dim=1) <= 12).all()  # a quarter of 3 x 4 x 4
 
 
+@pytest.mark.parametrize("target, turns", [("outputs", 2), ("features", 1)])
+def test_sensitivity_counts_what_every_edit_loses(powers, target, turns):
+    settings = STRONGEST | {"split": "sensitivity", "share": 0.25, "interruption_target": target}
+    poisoning = TSDFHidden(settings, powers)._poisoning
+    gain, *costs = torch.randn(3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(7))
+    found = poisoning.mask(w0(powers), lambda: gain, lambda turn: costs[turn])
+    spent = sum(cost.abs() for cost in costs[:turns])
+    least = (gain.abs() / spent).flatten().sort(descending=True).values[11]  # a quarter of 3 x 4 x 4
+    assert torch.equal(found.bool(), gain.abs() / spent >= least)
+
+
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("floor", [36.0, 39.0])
 def test_the_budget_and_the_floor_hold_for_what_is_stored(powers, kind, floor):
@@ -229,22 +240,52 @@ def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers, square_mode
         torch.testing.assert_close(slope[None], total, atol=1e-4, rtol=1e-4)
 
 
-def test_edits_take_turns_and_the_last_hidden_iterate_is_kept(powers):
-    """Nothing is hidden from detectors that see no face, so that every step is one of ascent alone."""
-    s, interruption = on_grid(powers), w0(powers, 0.01)
-    for detector in s.detectors.values():
+@pytest.fixture
+def apart(powers, square_model):
+    """Detectors that see no face in anything, so that steps only ascend, and a model whose two edits look at
+    channels of their own, so that a step shows whose turn it was.
+    """
+
+    class Apart(square_model):
+        def edit(self, x, target):
+            first = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+            return super().edit(x * torch.where(target[:, :, None, None] > 0.5, first, 1 - first), target)
+
+    for detector in powers.detectors.values():
         detector.offset = torch.tensor([100.0, 0.0])
-    settings = STRONGEST | {"poison_iterations": 3, "psnr_floor": None, "poison_momentum": 0.0}
-    settings |= {"interruption_weight": 1.0, "when_hidden": "continue", "poison_step_size": 0.005}
-    found = interrupted(settings, s, interruption).perturb(s.images)
+    return dataclasses.replace(on_grid(powers), models={"square": Apart("square")})
+
+
+ASCENDING = STRONGEST | {"interruption_weight": 1.0, "when_hidden": "continue", "poison_momentum": 0.0}
+ASCENDING |= {"psnr_floor": None, "poison_step_size": 0.005}
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_edits_take_turns_and_the_last_hidden_iterate_is_kept(apart, steps):
+    """One of the two ends with the edit whose F is the smaller one."""
+    s, interruption = apart, w0(apart, 0.01)
+    found = interrupted(ASCENDING | {"poison_iterations": steps}, s, interruption).perturb(s.images)
     model, labels = s.models["square"], s.labels["square"].mean(dim=0, keepdim=True)
     w = interruption.expand_as(s.images).clone()
-    for turn in range(3):
+    for turn in range(steps):
         point = stored(s.images + w).requires_grad_(True)
         pair = (looked_at(model, "outputs", x, labels, turn) for x in (point, s.images))
         (slope,) = torch.autograd.grad(torch.sub(*pair).square().sum(), point)
         w = (w + 0.005 * slope.sign()).clamp(-EPSILON, EPSILON)
     np.testing.assert_allclose(found, (s.images + w).clamp(-1, 1) - s.images, **CLOSE)
+
+
+def test_edits_take_turns_in_the_updates_of_the_universal_form(apart):
+    s = dataclasses.replace(apart, labels={"square": torch.ones(6, 1)})
+    settings = ASCENDING | {"batch": 6, "step_size": 0.005}
+    found = {
+        steps: UniversalTSDFHidden(settings | {"poison_iterations": steps}, s).fit().perturbation
+        for steps in (1, 2)
+    }
+    start = UniversalTSDFHidden(settings | {"poison_iterations": 1, "poison_step_size": 1e-9}, s).fit()
+    first, second = (found[1] - start.perturbation).abs() > 1e-4, (found[2] - found[1]).abs() > 1e-4
+    assert first[:, :1].any() and not first[:, 1:].any()
+    assert second[:, 1:].any() and not second[:, :1].any()
 
 
 def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers):

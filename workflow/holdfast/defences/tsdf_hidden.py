@@ -45,7 +45,7 @@ not compare), and the last of those that most were blind to where there is none.
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
-The study `hidden` measures what splits, anchors, balances, targets and views are worth.
+The study `hidden` measures what splits, anchors, balances, targets, the floor and views are worth.
 
 What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
 protect are not known; edits are those of a face that has what most have); universal, that of the minibatch.
@@ -272,8 +272,9 @@ class Unmoved:
 
     Args:
         models: {name: deepfake model}.
-        images: (N, 3, S, S).
-        labels: {name: (N, A)}, in [0, 1]; features see them as they are, an edit's target follows 0 or 1.
+        images: (N, 3, S, S) in [-1, 1].
+        labels: {name: (N, A)}, in [0, 1]: features are given them as they are, edits start from the nearer of
+            0 and 1.
         target: "outputs" or "features".
     """
 
@@ -282,7 +283,13 @@ class Unmoved:
         self._kept = {}
 
     def distance(self, name, seen, turn):
-        """Mean square by which what the model makes of `seen`, (N, 3, S, S), has moved: (N,)."""
+        """F of one model: MSE(G(x'), G(x)), or MSE(E(x'), E(x)) as stage 1's L_MSE, of each image, (N,).
+
+        Args:
+            name: of the model.
+            seen: x', (N, 3, S, S); gradients flow to it.
+            turn: counts up; whose turn it is among the model's edits.
+        """
         if self.target == "features":
             turn, made = None, self._features
         else:
@@ -476,8 +483,8 @@ class TSDFHidden(Defence):
     def _generated(self, images):
         settings, poisoning = self.settings, self._poisoning
         eta, then, factor = (settings[key] for key in ("poison_step_size", "when_hidden", "weight_factor"))
-        most_weight = settings["interruption_weight"]
-        weight = torch.full_like(images[:, :1, :1, :1], most_weight)
+        full_weight = settings["interruption_weight"]
+        weight = torch.full_like(images[:, :1, :1, :1], full_weight)
         interruption = self.perturbation.to(images.device)
         targets, unmoved = poisoning.targets(images), poisoning.unmoved(images)
         start = poisoning.bounded(interruption).expand_as(images).contiguous()
@@ -490,7 +497,7 @@ class TSDFHidden(Defence):
         best = torch.zeros(len(images), device=images.device)
         weights = torch.ones(len(self.surroundings.detectors), len(images), device=images.device)
         most = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        both_goals = most_weight > 0 or then == "ascend"
+        both_goals = full_weight > 0 or then == "ascend"
         comparable = settings["interruption_target"] == "features"
         for step in range(settings["poison_iterations"] + 1):
             seen = stored(images + found)
@@ -511,7 +518,7 @@ class TSDFHidden(Defence):
                 both = normalised(slope, per_image=True) - weight * ascent
                 # A face that will not go gets more of the budget; one that is gone gives some back.
                 weight = weight * torch.where(_per_image(hidden), 1 / factor, factor)
-                weight = weight.clamp(settings["weight_floor"] * most_weight, most_weight)
+                weight = weight.clamp(settings["weight_floor"] * full_weight, full_weight)
                 slope = torch.where(_per_image(hidden), -ascent, both) if then == "ascend" else both
             moved, velocity = poison_step(found, slope, velocity, eta, settings["poison_momentum"], mask)
             if then in ("restore", "stay"):

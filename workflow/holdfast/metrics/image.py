@@ -7,7 +7,7 @@ Sources: L2_mask and SR_mask: CMUA (AAAI 2022), "Evaluation metrics", used by th
 and III; PSNR and SSIM: Wang et al. 2004, as scikit-image computes them; ssim_released: what the code
 released with the TSDF paper computes, and hence the rule behind the SSIM of its tables.
 
-scikit-image is imported where it is used: with it comes SciPy, a quarter of the start of every job otherwise.
+scikit-image is imported where it is used: with it comes SciPy, which every job would wait for at its start.
 """
 
 import numpy as np
