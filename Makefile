@@ -10,8 +10,9 @@ demo: $(READY)
 	$(BIN)/snakemake --workflow-profile profiles/demo
 	@echo "Tables, figures and the report are in results/demo; open results/demo/report.html"
 
+# Two at a time: the runs of the whole pipeline (tests/conftest.py), and all other tests beside them.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The lab preset on real faces; where they lie stands in paths.yaml (README).
 lab: $(READY)

@@ -17,6 +17,14 @@ settings.load_profile("holdfast")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """What works on the one run of the whole pipeline goes first, and to one process of `make test`."""
+    whole = [item for item in items if "smoke" in item.fixturenames]
+    for item in whole:
+        item.add_marker(pytest.mark.xdist_group("smoke"))
+    items[:] = whole + [item for item in items if item not in whole]
+
+
 @pytest.fixture
 def gpu():
     """There is a GPU, if only a pretended one (tests/pretended_gpu.py)."""

@@ -65,6 +65,7 @@ def registered(section):
     return {name: {**common, **module["SETTINGS"]} for module in modules for name in module["REGISTER"]}
 
 
+@functools.cache  # asked for once for every job of the graph
 def modules_of(section, name):
     """Paths, within the library, of the module that registers `name` (a registered one) and of all that it
     imports from its folder, directly or not: that module first.
@@ -79,9 +80,10 @@ def modules_of(section, name):
                 named = [alias.name for alias in node.names] if not module else [module.removeprefix(".")]
                 if not package:
                     found += [other for other in named if other in beside and other not in found]
-    return [f"{folder}/{stem}.py" for stem in found]
+    return tuple(f"{folder}/{stem}.py" for stem in found)
 
 
+@functools.cache
 def _literals(path):
     """What the text of a module says of REGISTER (names), SETTINGS and FIRST_STAGE."""
     found = {"REGISTER": [], "SETTINGS": {}, "FIRST_STAGE": ()}
