@@ -17,6 +17,7 @@ settings.load_profile("holdfast")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """What works on the one run of the whole pipeline goes first, and to one process of `make test`."""
     whole = [item for item in items if "smoke" in item.fixturenames]
