@@ -10,9 +10,9 @@ demo: $(READY)
 	$(BIN)/snakemake --workflow-profile profiles/demo
 	@echo "Tables, figures and the report are in results/demo; open results/demo/report.html"
 
-# Two at a time: the runs of the whole pipeline (tests/conftest.py), and all other tests beside them.
+# One process for the runs of the whole pipeline (tests/conftest.py), one for all other files of tests.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # The lab preset on real faces; where they lie stands in paths.yaml (README).
 lab: $(READY)

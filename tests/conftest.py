@@ -17,13 +17,9 @@ settings.load_profile("holdfast")
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """What works on the one run of the whole pipeline goes first, and to one process of `make test`."""
-    whole = [item for item in items if "smoke" in item.fixturenames]
-    for item in whole:
-        item.add_marker(pytest.mark.xdist_group("smoke"))
-    items[:] = whole + [item for item in items if item not in whole]
+    """The runs of the whole pipeline first: `make test` has one of its processes for them."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
 
 
 @pytest.fixture

@@ -91,21 +91,3 @@ def test_where_paths_are_told(pipeline_copy, text, words):
     finished = pipeline.run("--dry-run", "--quiet")
     assert (finished.returncode == 0) == (words is None), finished.stderr[-3000:]
     assert words is None or words in finished.stdout + finished.stderr
-
-
-def test_checkpoint_of_another_architecture(smoke):
-    """The weights of a wider model where a narrower one is expected."""
-    wider = smoke.folder / "wider.yaml"
-    wider.write_text("results: results/wide\ndeepfakes: {stargan: {generator_channels: 12}}\n")
-    finished = smoke.run(
-        "--configfile", "workflow/presets/smoke.yaml", str(wider), "--until", "pretrain_deepfake"
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    wide = smoke.folder / "results/wide/models/stargan/weights.safetensors"
-    from holdfast.config import read
-    from holdfast.errors import HoldfastError
-    from holdfast.stages.common import Work
-
-    config = read(smoke.folder / "config.yaml", smoke.folder / "workflow/presets/smoke.yaml")
-    with pytest.raises(HoldfastError, match="another architecture"):
-        Work(config).deepfake("stargan", wide)

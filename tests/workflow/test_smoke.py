@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.config import read
+from holdfast.errors import HoldfastError
 from holdfast.records import read_records
+from holdfast.stages.common import Work
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = "data pretrain perturb protect retrain measure publish"
@@ -102,6 +105,19 @@ def test_a_second_run_does_nothing(smoke):
     assert "Nothing to be done" in finished.stdout + finished.stderr
     # The README promises ten seconds for the demo; this machine may be busy with other tests.
     assert time.monotonic() - began < 60
+
+
+def test_checkpoint_of_another_architecture(smoke):
+    """The weights of a wider model where a narrower one is expected."""
+    (smoke.folder / "wider.yaml").write_text(
+        "results: results/wide\ndeepfakes: {stargan: {generator_channels: 12}}\n"
+    )
+    preset, weights = "workflow/presets/smoke.yaml", "results/wide/models/stargan/weights.safetensors"
+    finished = smoke.run(weights, "--configfile", preset, "wider.yaml")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    config = read(smoke.folder / "config.yaml", smoke.folder / preset)
+    with pytest.raises(HoldfastError, match="another architecture"):
+        Work(config).deepfake("stargan", smoke.folder / weights)
 
 
 def test_another_folder_killed_on_the_way_gives_the_same_tables(smoke, pipeline_copy):
