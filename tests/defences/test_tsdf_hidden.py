@@ -23,9 +23,9 @@ from holdfast.metrics import image as image_metrics
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 EPSILON = 0.05
 STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0, "interruption_weight": 0}
-STRONGEST |= {"when_hidden": "stay", "poison_step_size": 0.01}
+STRONGEST |= {"when_hidden": "stay", "poison_step_size": 0.01, "edit_turns": "equal"}
 BOTH = [TSDFHidden, UniversalTSDFHidden]
-INTERRUPTION = ["interruption_balance", "interruption_target"]
+INTERRUPTION = ["interruption_balance", "interruption_target", "edit_turns"]
 TURNS = [("features", 0), ("outputs", 0), ("outputs", 3)]
 
 
@@ -275,6 +275,34 @@ def test_edits_take_turns_and_the_last_hidden_iterate_is_kept(apart, steps):
     np.testing.assert_allclose(found, (s.images + w).clamp(-1, 1) - s.images, **CLOSE)
 
 
+def test_each_images_weakest_edit_has_its_turn_and_the_best_hidden_iterate_is_kept(apart):
+    s, interruption, steps, eta = apart, w0(apart, 0.01), 9, 0.03
+    settings = ASCENDING | {"poison_iterations": steps, "edit_turns": "weakest", "poison_step_size": eta}
+    found = interrupted(settings, s, interruption).perturb(s.images)
+    model, labels = s.models["square"], s.labels["square"].mean(dim=0, keepdim=True)
+    turns, kept_at = [], []
+    for n, x in enumerate(s.images):
+        w, moved, iterates = interruption.clone(), np.zeros(2), []
+        turns.append([])
+        for _ in range(steps + 1):
+            turn = int(moved.argmin())
+            point = stored(x[None] + w).requires_grad_(True)
+            pair = (looked_at(model, "outputs", image, labels, turn) for image in (point, x[None]))
+            distance = torch.sub(*pair).square().mean()
+            moved *= 0.9
+            moved[turn] = distance.item()
+            turns[n].append(turn)
+            iterates.append((moved.min(), w))
+            w = (w + eta * torch.autograd.grad(distance, point)[0].sign()).clamp(-EPSILON, EPSILON)
+        kept_at.append(max(range(steps + 1), key=lambda step: (iterates[step][0], step)))
+        kept = iterates[kept_at[n]][1]
+        np.testing.assert_allclose(found[n], ((x + kept).clamp(-1, 1) - x)[0], err_msg=str(n), **CLOSE)
+    assert all(sequence[:2] == [0, 1] for sequence in turns)
+    assert (
+        len(set(map(tuple, turns))) > 1 and min(kept_at) < steps
+    )  # images differ; not every last one is kept
+
+
 def test_edits_take_turns_in_the_updates_of_the_universal_form(apart):
     s = dataclasses.replace(apart, labels={"square": torch.ones(6, 1)})
     settings = ASCENDING | {"batch": 6, "step_size": 0.005}
@@ -288,9 +316,10 @@ def test_edits_take_turns_in_the_updates_of_the_universal_form(apart):
     assert second[:, 1:].any() and not second[:, :1].any()
 
 
-def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers):
+@pytest.mark.parametrize("kappa", [0.0, 0.3])
+def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers, kappa):
     s, interruption = on_grid(powers), w0(powers)
-    steps, kappa, eta, factor = 12, 0.0, 0.004, 0.5
+    steps, eta, factor = 12, 0.004, 0.5
     settings = STRONGEST | {"poison_iterations": steps, "kappa": kappa, "slack": kappa, "psnr_floor": None}
     settings |= {"poison_step_size": eta, "poison_momentum": 0.0, "weight_factor": factor}
     found = interrupted(settings, s, interruption).perturb(s.images)
@@ -301,10 +330,11 @@ def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers):
         for step in range(steps + 1):
             levels = np.round((np.clip(x + w, -1, 1) + 1) * 127.5)
             given = [gradients(levels / 127.5 - 1, d, 3, kappa) for d in s.detectors.values()]
-            blind = np.array([worst <= -kappa for _, worst in given])
+            worst = np.array([largest for _, largest in given])
+            blind = worst <= -kappa
             total = sum(k * g / (np.abs(g).mean() or 1) for k, (g, _) in zip(weights, given, strict=True))
-            if blind.sum() >= most:
-                most, kept = blind.sum(), w
+            if (rank := (blind.astype(int) + (worst <= 0)).sum()) >= most:
+                most, kept = rank, w
             if step < steps and not blind.all():
                 w = np.clip(w - eta * np.sign(total), -EPSILON, EPSILON)
             weights = weights * np.where(blind, factor, 1)

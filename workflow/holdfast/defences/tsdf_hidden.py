@@ -8,8 +8,8 @@ Attacked: the encoders of the deepfake models (stage 1, interruption.py), then t
 detectors and the edits of the models, with gradients through each. Norm: L-infinity, epsilon = 0.05 in
 [-1, 1], of the sum; besides, the PSNR of the stored image is kept at `psnr_floor` or above, for epsilon alone
 lets it fall to 32.04 dB. One step of stage 2, where x' is the image as its 8-bit file would have it, L of
-hiding.py and F the mean square between G(x') and G(x) of one edit of each model (they take turns), or, by
-`interruption_target`, between features, stage 1's L_MSE:
+hiding.py and F the mean square between G(x') and G(x) of one edit of each model (per image the one that it
+disrupts least; universal: they take turns), or, by `interruption_target`, between features, stage 1's L_MSE:
 
     g  <- grad L(x') - lambda grad F(x')   (both by their mean magnitude)
     v  <- mu v + g / mean|g|
@@ -19,9 +19,9 @@ Per image, lambda falls by `weight_factor` after a step that left the face seen,
 of what it was, and rises once the face is gone; and among the detectors the weight of those that it is hidden
 from falls likewise: the last one that sees it gets what the others do not need (`balance`). So each entry
 serves the goal that gains more there, image by image, and what hiding does not need goes back to
-interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is the last
-iterate that no detector saw a face in (with F of features, that of the largest F; those of different edits do
-not compare), and the last of those that most were blind to where there is none. M, the split:
+interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is, of the
+iterates that most detectors are blind to, the one that disrupts the weakest edits most (F of features: the
+largest one); with `edit_turns: equal`, where every step has F of another edit, the last. M, the split:
 
 - "whole": 1;
 - "intensity": TSDF's M_d (separation.py), where |W0| < tau;
@@ -42,10 +42,11 @@ not compare), and the last of those that most were blind to where there is none.
 | weight_floor | 0.2 | ours; without one, faces that are hard to hide end without a disruption |
 | interruption_balance | sum | as Eq. 2; normalised: every model's F weighs the same |
 | interruption_target | outputs | what a success is measured by; features, as stage 1, disrupt less |
+| edit_turns | weakest | a success is one of each edit, and some give way more than others |
 | views, least_side, diversity | 0, 0.5, 0 | extra views of x' in each step, against resizing and cropping |
 | psnr_floor | 33 | Table VI's 33.07 |
 
-The study `hidden` measures what splits, anchors, balances, targets, the floor and views are worth.
+The study `hidden` measures what splits, anchors, balances, targets, turns, the floor and views are worth.
 
 What grad F is: per image, its own, with the mean labels of the 128 images (the attributes of a photograph to
 protect are not known; edits are those of a face that has what most have); universal, that of the minibatch.
@@ -201,6 +202,12 @@ SETTINGS = {
         "description": "What of the deepfake models F is measured on: their edits, which take turns, or the "
         "features that stage 1 attacks.",
     },
+    "edit_turns": {
+        "enum": ["weakest", "equal"],
+        "default": "weakest",
+        "description": "Whose turn it is among a model's edits: of the one that the image disrupts least, or "
+        "one after the other (per image).",
+    },
     "weight_factor": {
         "type": "number",
         "exclusiveMinimum": 0,
@@ -249,10 +256,12 @@ CHOICES = {
     "balance": ("adaptive", "normalised", "sum"),
     "interruption_balance": ("sum", "normalised"),
     "interruption_target": ("outputs", "features"),
+    "edit_turns": ("weakest", "equal"),
     "split": ("whole", "intensity", "sensitivity"),
     "when_hidden": ("continue", "ascend", "restore", "stay"),
 }
 FIRST_STAGE = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
+FORGETTING = 0.9  # factor per step on how far an edit is held to have moved that was not looked at
 FRAME = 290 / 256  # side of the frame of `diversity`, from TSDF's released code
 
 
@@ -276,11 +285,14 @@ class Unmoved:
         labels: {name: (N, A)}, in [0, 1]: features are given them as they are, edits start from the nearer of
             0 and 1.
         target: "outputs" or "features".
+        turns: of the edits, "equal": one after the other; "weakest": of each image the one that has moved
+            least, where what was looked at longer ago counts for less.
     """
 
-    def __init__(self, models, images, labels, target):
-        self.models, self.images, self.labels, self.target = models, images, labels, target
-        self._kept = {}
+    def __init__(self, models, images, labels, target, turns):
+        self.models, self.images, self.labels = models, images, labels
+        self.target, self.turns = target, turns
+        self._clean, self._moved = {}, {}
 
     def distance(self, name, seen, turn):
         """F of one model: MSE(G(x'), G(x)), or MSE(E(x'), E(x)) as stage 1's L_MSE, of each image, (N,).
@@ -288,24 +300,54 @@ class Unmoved:
         Args:
             name: of the model.
             seen: x', (N, 3, S, S); gradients flow to it.
-            turn: counts up; whose turn it is among the model's edits.
+            turn: counts up; whose turn it is among the model's edits, where these are equal.
         """
         if self.target == "features":
-            turn, made = None, self._features
+            return self._feature_distance(name, seen)
+        return self._edit_distance(name, seen, turn)
+
+    def weakest(self, name):
+        """How far the edit is held to have moved that has moved least, (N,); features and equal edits: the
+        last distance.
+        """
+        return self._moved[name].amin(dim=0)
+
+    def _feature_distance(self, name, seen):
+        def features(x):
+            made = self.models[name].features(x, self.labels[name])
+            return compact(made, TSDF_DEFAULTS["feature_size"], TSDF_DEFAULTS["feature_reduction"])
+
+        distance = _mean_square(features(seen) - self._once(name, features))
+        self._moved[name] = distance.detach()[None]
+        return distance
+
+    def _edit_distance(self, name, seen, turn):
+        model, rows = self.models[name], torch.arange(len(seen), device=seen.device)
+        targets = model.targets(self.labels[name].round())
+        moved = self._moved.get(name, torch.zeros(targets.shape[:2], device=seen.device))
+        equal = self.turns == "equal"
+        chosen = torch.full_like(rows, turn % len(targets)) if equal else moved.argmin(dim=0)
+        clean = [
+            self._once((name, number), lambda x, number=number: model.edit(x, targets[number]))[row]
+            for row, number in enumerate(chosen.tolist())
+        ]
+        distance = _mean_square(model.edit(seen, targets[chosen, rows]) - torch.stack(clean))
+        if equal:
+            self._moved[name] = distance.detach()[None]
         else:
-            turn, made = turn % len(self.models[name].target_names), self._edit
-        if (name, turn) not in self._kept:
+            self._moved[name] = (FORGETTING * moved).index_put((chosen, rows), distance.detach())
+        return distance
+
+    def _once(self, key, made):
+        if key not in self._clean:
             with torch.no_grad():
-                self._kept[name, turn] = made(name, self.images, turn)
-        return (made(name, seen, turn) - self._kept[name, turn]).square().flatten(1).mean(dim=1)
+                self._clean[key] = made(self.images)
+        return self._clean[key]
 
-    def _features(self, name, x, _):
-        features = self.models[name].features(x, self.labels[name])
-        return compact(features, TSDF_DEFAULTS["feature_size"], TSDF_DEFAULTS["feature_reduction"])
 
-    def _edit(self, name, x, turn):
-        model = self.models[name]
-        return model.edit(x, model.targets(self.labels[name].round())[turn])
+def _mean_square(difference):
+    """(N,) of (N, ...)."""
+    return difference.square().flatten(1).mean(dim=1)
 
 
 class HidingPoisoning:
@@ -348,26 +390,26 @@ class HidingPoisoning:
         return faces, self.hiding.clean(images, faces)
 
     def slope(self, seen, targets, step, weights=None):
-        """Gradient of L at `seen`, (N, 3, S, S), over all views and detectors, and which images are hidden
-        from which detector in all views, bool (D, N).
+        """Gradient of L at `seen`, (N, 3, S, S), over all views and detectors, and the largest margin that
+        each detector has in any view of each image, (D, N).
 
         Args:
             weights: (D, N) of :func:`holdfast.defences.hiding.shifted`; None: all weigh the same.
         """
         faces, clean = targets
-        slopes, hidden = [], torch.ones(len(self.surroundings.detectors), len(seen), dtype=torch.bool)
-        hidden = hidden.to(seen.device)
-        for row, name in zip(hidden, self.surroundings.detectors, strict=True):
-            total = torch.zeros_like(seen)
+        slopes, margins = [], []
+        for name in self.surroundings.detectors:
+            total, largest = torch.zeros_like(seen), seen.new_full((len(seen),), -torch.inf)
             for view in [None, *range(self.settings["views"])]:
                 point = seen.detach().requires_grad_(True)
                 image = self._view(point, step, view)
                 loss, worst = self.hiding.loss(name, image, faces, clean[name])
                 # A sum over images: each image's gradient is that of its own loss.
                 total += torch.autograd.grad(loss.sum(), point)[0]
-                row &= worst <= -self.settings["slack"]
+                largest = torch.maximum(largest, worst)
             slopes.append(total)
-        return hiding.balanced(slopes, self.settings["balance"], weights), hidden
+            margins.append(largest)
+        return hiding.balanced(slopes, self.settings["balance"], weights), torch.stack(margins)
 
     def mask(self, interruption, gain, cost):
         """M, (1 or N, 3, S, S).
@@ -392,18 +434,20 @@ class HidingPoisoning:
         inside = perturbation.clamp(-epsilon, epsilon)
         return hiding.keeping_psnr(inside, self.settings["psnr_floor"], self.order)
 
-    def unmoved(self, images, labels=None):
+    def unmoved(self, images, labels=None, turns="equal"):
         """What F compares with, of clean images (N, 3, S, S): :class:`Unmoved`.
 
         Args:
             labels: {model: (N, A)}; None: the mean labels.
+            turns: of :class:`Unmoved`.
         """
         labels = self.labels if labels is None else labels
         labels = {name: given.expand(len(images), -1) for name, given in labels.items()}
-        return Unmoved(self.surroundings.models, images, labels, self.settings["interruption_target"])
+        return Unmoved(self.surroundings.models, images, labels, self.settings["interruption_target"], turns)
 
     def ascent(self, seen, unmoved, turn):
-        """Gradient of F of each image at `seen`, (N, 3, S, S), and F, (N,), over all models.
+        """Gradient of F of each image at `seen`, (N, 3, S, S), and over all models the mean of
+        :meth:`Unmoved.weakest`, (N,).
 
         Args:
             unmoved: of :meth:`unmoved`.
@@ -414,7 +458,7 @@ class HidingPoisoning:
             point = seen.detach().requires_grad_(True)
             moved = unmoved.distance(name, point, turn)
             slopes.append(torch.autograd.grad(moved.sum(), point)[0])
-            values.append(moved.detach())
+            values.append(unmoved.weakest(name))
         return hiding.balanced(slopes, self.settings["interruption_balance"]), torch.stack(values).mean(dim=0)
 
     def interruption_slope(self, perturbation, positions, turn):
@@ -486,31 +530,32 @@ class TSDFHidden(Defence):
         full_weight = settings["interruption_weight"]
         weight = torch.full_like(images[:, :1, :1, :1], full_weight)
         interruption = self.perturbation.to(images.device)
-        targets, unmoved = poisoning.targets(images), poisoning.unmoved(images)
+        targets, unmoved = poisoning.targets(images), poisoning.unmoved(images, turns=settings["edit_turns"])
         start = poisoning.bounded(interruption).expand_as(images).contiguous()
         mask = poisoning.mask(
             interruption,
             lambda: poisoning.slope(stored(images + start), targets, 0)[0],
-            lambda turn: poisoning.ascent(stored(images + start), unmoved, turn)[0],
+            lambda turn: poisoning.ascent(stored(images + start), poisoning.unmoved(images), turn)[0],
         )
         found, velocity, kept = start, torch.zeros_like(images), start
         best = torch.zeros(len(images), device=images.device)
         weights = torch.ones(len(self.surroundings.detectors), len(images), device=images.device)
         most = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         both_goals = full_weight > 0 or then == "ascend"
-        comparable = settings["interruption_target"] == "features"
+        comparable = settings["interruption_target"] == "features" or settings["edit_turns"] == "weakest"
         for step in range(settings["poison_iterations"] + 1):
             seen = stored(images + found)
-            slope, hidden_from = poisoning.slope(seen, targets, step, weights)
+            slope, margins = poisoning.slope(seen, targets, step, weights)
+            hidden_from = margins <= -settings["slack"]
             weights = hiding.shifted(weights, hidden_from, factor)
-            count, hidden = hidden_from.sum(dim=0), hidden_from.all(dim=0)
+            hidden, blind = hidden_from.all(dim=0), (hidden_from.int() + (margins <= 0)).sum(dim=0)
             ascent, value = poisoning.ascent(seen, unmoved, step) if both_goals else (None, best)
             value = value if comparable else best
-            # Kept is what has been looked at: the last of those that most detectors are blind to, or, once
-            # all are, that of the largest F where it is of the same thing in every step.
-            take = (count > most) | ((count == most) & (~hidden | (value >= best)))
+            # Kept is what has been looked at: of the iterates that most detectors are blind to (by the slack
+            # counts twice) the one that disrupts most, or the last where F is of another edit in every step.
+            take = (blind > most) | ((blind == most) & (value >= best))
             kept, best = torch.where(_per_image(take), found, kept), torch.where(take, value, best)
-            most = torch.maximum(most, count)
+            most = torch.maximum(most, blind)
             if step == settings["poison_iterations"]:
                 break
             if both_goals:
@@ -591,9 +636,10 @@ class UniversalHiding(Stage):
         s, total, hidden = self.surroundings, 0, 0
         for part in positions.split(s.batch):
             seen = (s.images[part].to(s.device) + perturbation).clamp(-1, 1)
-            slope, gone = self.poisoning.slope(seen, self._targets_at(part), step)
+            slope, margins = self.poisoning.slope(seen, self._targets_at(part), step)
             total = total + slope.sum(dim=0, keepdim=True) / len(positions)
-            hidden += gone.all(dim=0).sum().item() / len(positions)
+            gone = (margins <= -self.settings["slack"]).all(dim=0)
+            hidden += gone.sum().item() / len(positions)
         return total, hidden
 
     def _targets_at(self, positions):
