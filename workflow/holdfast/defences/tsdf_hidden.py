@@ -199,7 +199,7 @@ SETTINGS = {
     "interruption_target": {
         "enum": ["outputs", "features"],
         "default": "outputs",
-        "description": "What of the deepfake models F is measured on: their edits, which take turns, or the "
+        "description": "What of the deepfake models F is measured on: their edits, one in each step, or the "
         "features that stage 1 attacks.",
     },
     "edit_turns": {
@@ -251,17 +251,9 @@ SETTINGS = {
     },
 }
 DEFAULTS = {name: setting["default"] for name, setting in SETTINGS.items()}
-CHOICES = {
-    "anchors": ("matching", "strongest"),
-    "balance": ("adaptive", "normalised", "sum"),
-    "interruption_balance": ("sum", "normalised"),
-    "interruption_target": ("outputs", "features"),
-    "edit_turns": ("weakest", "equal"),
-    "split": ("whole", "intensity", "sensitivity"),
-    "when_hidden": ("continue", "ascend", "restore", "stay"),
-}
+CHOICES = {name: tuple(setting["enum"]) for name, setting in SETTINGS.items() if "enum" in setting}
 FIRST_STAGE = ("iterations", "batch", "step_size", "momentum", "lambda_enh")
-FORGETTING = 0.9  # factor per step on how far an edit is held to have moved that was not looked at
+FORGETTING = 0.9  # ours: factor per step on how far an edit that has no turn is held to have moved
 FRAME = 290 / 256  # side of the frame of `diversity`, from TSDF's released code
 
 
