@@ -325,14 +325,14 @@ def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers, 
     weights_seen = set()
     for x, perturbation in zip(s.images.numpy().astype(np.float64), found, strict=True):
         w, weights = interruption[0].numpy().astype(np.float64), np.ones(2)
-        most, kept = 0, w
+        most, kept = (0, 0), w
         for step in range(steps + 1):
             levels = np.round((np.clip(x + w, -1, 1) + 1) * 127.5)
             given = [gradients(levels / 127.5 - 1, d, 3, kappa) for d in s.detectors.values()]
             worst = np.array([largest for _, largest in given])
             blind = worst <= -kappa
             total = sum(k * g / (np.abs(g).mean() or 1) for k, (g, _) in zip(weights, given, strict=True))
-            if (rank := (blind.astype(int) + (worst <= 0)).sum()) >= most:
+            if (rank := ((worst <= 0).sum(), blind.sum())) >= most:
                 most, kept = rank, w
             if step < steps and not blind.all():
                 w = np.clip(w - eta * np.sign(total), -EPSILON, EPSILON)
@@ -341,6 +341,30 @@ def test_the_detector_that_still_sees_the_face_weighs_more_step_by_step(powers, 
             weights_seen |= set(weights)
         np.testing.assert_allclose(perturbation, np.clip(x + kept, -1, 1) - x, **CLOSE)
     assert {1.0, factor, factor**2} <= weights_seen  # a detector went blind before the other
+
+
+def test_an_iterate_that_no_detector_sees_is_not_given_up_for_the_slack_of_some(
+    simple, square_model, power_detector
+):
+    detectors = {name: power_detector(name, offset=-0.3) for name in ("one", "two")}
+    detectors["strong"] = power_detector("strong", offset=0.5)
+    s = on_grid(simple({"square": square_model("square")}, detectors, 40, epsilon=0.4, batch=40))
+    settings = STRONGEST | {"poison_iterations": 60, "psnr_floor": None, "when_hidden": "continue"}
+    defence = interrupted(settings, s, torch.zeros(s.shape))
+    poisoning, looked_at = defence._poisoning, []
+    slope = poisoning.slope
+
+    def recorded(*given):
+        looked_at.append(slope(*given)[1])
+        return slope(*given)
+
+    poisoning.slope = recorded
+    found = defence.perturb(s.images)
+    margins = torch.stack(looked_at)  # (steps, D, N)
+    kept = slope(stored(s.images + found), poisoning.targets(s.images), 0)[1]
+    most = (margins <= 0).sum(dim=1).max(dim=0).values
+    assert ((kept <= 0).sum(dim=0) == most).all()
+    assert 0 < (most == len(margins[0])).sum() < len(most)
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])

@@ -540,11 +540,13 @@ class TSDFHidden(Defence):
             slope, margins = poisoning.slope(seen, targets, step, weights)
             hidden_from = margins <= -settings["slack"]
             weights = hiding.shifted(weights, hidden_from, factor)
-            hidden, blind = hidden_from.all(dim=0), (hidden_from.int() + (margins <= 0)).sum(dim=0)
+            # One more detector that is blind outweighs the slack of all the others.
+            blind = ((len(margins) + 1) * (margins <= 0).int() + hidden_from).sum(dim=0)
+            hidden = hidden_from.all(dim=0)
             ascent, value = poisoning.ascent(seen, unmoved, step) if both_goals else (None, best)
             value = value if comparable else best
-            # Kept is what has been looked at: of the iterates that most detectors are blind to (by the slack
-            # counts twice) the one that disrupts most, or the last where F is of another edit in every step.
+            # Kept is what has been looked at: of the iterates that most detectors are blind to (then, by the
+            # slack) the one that disrupts most, or the last where F is of another edit in every step.
             take = (blind > most) | ((blind == most) & (value >= best))
             kept, best = torch.where(_per_image(take), found, kept), torch.where(take, value, best)
             most = torch.maximum(most, blind)
