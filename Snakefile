@@ -38,6 +38,7 @@ if paths:
 
 try:
     completed = settings.complete(config, order=HERE / "config.yaml")
+    settings.check_files(completed)
     config.clear()
     config.update(completed)
 except HoldfastError as error:

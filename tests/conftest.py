@@ -1,5 +1,9 @@
 """The same tests on every machine: the same examples, one thread, and a busy machine is no failure."""
 
+import itertools
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,6 +24,21 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items):
     """The runs of the whole pipeline first: `make test` has one of its processes for them."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """Every temporary file of holdfast.files lies on a disk without room: it is Linux's /dev/full."""
+    number = itertools.count()
+
+    def made(dir, **_):
+        path = os.path.join(dir, f".full{next(number)}")
+        os.symlink("/dev/full", path)
+        return os.open(path, os.O_RDWR), path
+
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    monkeypatch.setattr(tempfile, "mkstemp", made)
 
 
 @pytest.fixture

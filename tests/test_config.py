@@ -145,6 +145,10 @@ def _refusal_of(whole):
         ({"datasets": {"synthetic": {"train": 1.5}}}, "datasets.synthetic.train", "integer"),
         ({"datasets": {"synthetic": {"skip": ""}}}, "datasets.synthetic.skip", "some text"),
         ({"deepfakes": {"stargan": {"batch": 1}}}, "deepfakes.stargan.batch", "at least 2"),
+        ({"deepfakes": {"stargan": {"iterations": 2.0e5}}}, "deepfakes.stargan.iterations", "integer"),
+        ({"deepfakes": {"stargan": {"weights": None}}}, "deepfakes.stargan.weights", "string or object"),
+        ({"deepfakes": {"stargan": {"weights": [[1]]}}}, "deepfakes.stargan.weights.0", "string or object"),
+        ({"deepfakes": {"stargan": {"weights": []}}}, "deepfakes.stargan.weights", "at least 1"),
         ({"deepfakes": {"stargan": {"precision": "float16"}}}, "deepfakes.stargan.precision", "bfloat16"),
         ({"defences": {"cmua": {"factor": "tune"}}}, "defences.cmua.factor", "search"),
         ({"deepfakes": {"stargan": {"attributes": []}}}, "deepfakes.stargan.attributes", "at least 1"),
@@ -477,6 +481,18 @@ def test_a_register_that_cannot_be_read_without_running_it_is_refused(tmp_path):
         config._literals(module)
 
 
+@pytest.mark.parametrize("text", ["REGISTER = dict(own=None)", "REGISTER: dict = NAMES", "REGISTER: dict"])
+def test_a_register_that_is_not_written_out_is_refused(tmp_path, text):
+    (tmp_path / "odd.py").write_text(f"{text}\n")
+    with pytest.raises(HoldfastError, match="REGISTER of odd.py cannot be read, line 1"):
+        config._literals(tmp_path / "odd.py")
+
+
+def test_a_register_may_say_its_type(tmp_path):
+    (tmp_path / "odd.py").write_text("REGISTER: dict = {'own': None}\n")
+    assert config._literals(tmp_path / "odd.py")["REGISTER"] == ["own"]
+
+
 def test_every_first_stage_is_told_in_its_module():
     from holdfast.defences import DEFENCES
 
@@ -513,6 +529,14 @@ def test_a_first_stage_that_names_no_settings_is_refused(other_library, written,
     with pytest.raises(HoldfastError, match="FIRST_STAGE of defences/own.py cannot be used") as caught:
         config.first_stage_settings("own")
     assert repair in str(caught.value)
+
+
+def test_a_setting_called_as_one_of_the_pipelines_keys_is_refused(other_library):
+    weights = "{'weights': {'type': 'number', 'default': 2, 'description': 'Weights.'}}"
+    other_library(f"SETTINGS = {weights}\nREGISTER = {{'own': None}}\n")
+    with pytest.raises(HoldfastError, match="SETTINGS of own.py cannot be used") as caught:
+        config.registered("defences")
+    assert caught.value.repair == "call weights something else"
 
 
 def test_a_first_stage_that_is_no_literal_is_refused(other_library):
@@ -589,6 +613,77 @@ def test_the_papers_constants_of_the_other_models():
     assert all(attentiongan[key] == stargan[key] for key in ("lambda_rec", "attributes"))
     assert [tag["name"] for tag in hisd["tags"]] == ["Bangs", "Eyeglasses", "HairColor"]
     assert (hisd["average"], hisd["lambda_rec"]) == (0.99, 1)
+
+
+def test_a_whole_number_with_a_point_is_written_without():
+    error = refusal({"deepfakes": {"stargan": {"iterations": 2.0e5}}})
+    assert error.found == "200000.0" and error.repair == "write `iterations: 200000`"
+
+
+@pytest.mark.parametrize(
+    ("defence", "settings", "key", "repair"),
+    [
+        ("cmua", {"factor": {"stargn": 2}}, "cmua.factor", "write stargan"),
+        ("cmua", {"order": ["hisd", "stargn"]}, "cmua.order.1", "write stargan"),
+        ("cmua", {"order": ["nothing of the kind"]}, "cmua.order.0", "remove nothing of the kind"),
+        ("tsdf_released", {"without_gradient": ["retinafce"]}, "without_gradient.0", "write retinaface"),
+        ("tsdf", {"fusion_weights": {"s3df": 1}}, "tsdf.fusion_weights", "write s3fd"),
+    ],
+)
+def test_names_within_settings_are_those_that_are_registered(defence, settings, key, repair):
+    error = refusal({"defences": {defence: settings}})
+    assert f"{key} has a wrong value" in str(error) and error.repair == repair
+
+
+def test_a_factor_may_be_the_default_of_all_models():
+    given = {"cmua": {"factor": {"default": 1, "stargan": 2}}, "tsdf": {"fusion_weights": {"s3fd": 2}}}
+    assert config.complete(small(defences=given))["defences"]["cmua"]["factor"]["default"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "repair"),
+    [
+        ({"deepfakes": {"stargan": {"weights": "Train"}}}, "deepfakes.stargan", "write `weights: train`"),
+        ({"deepfakes": {"stargan": {"weights": ["a.ckpt"]}}}, "deepfakes.stargan", "mend the path"),
+        (
+            {"deepfakes": {"stargan": {"weights": "https://host/a"}}},
+            "deepfakes.stargan",
+            "{url: https://host/a",
+        ),
+        ({"deepfakes": {"stargan": {"weights": "~no such user/a"}}}, "deepfakes.stargan", "mend the path"),
+        ({"deepfakes": {"stargan": {"weights": "a" * 5000}}}, "deepfakes.stargan", "mend the path"),
+        (
+            {"deepfakes": {"stargan": {"weights": {"url": "http://[host", "sha256": "0" * 64}}}},
+            "deepfakes.stargan",
+            "mend the URL",
+        ),
+        (
+            {"detectors": {"retinaface": {"weights": "a.pth"}}},
+            "detectors.retinaface",
+            "write `weights: null`",
+        ),
+        (
+            {"detectors": {"s3fd": {"training": {"initialisation": "vgg.pth"}}}},
+            "detectors.s3fd.training.initialisation",
+            "write `initialisation: null`",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_told_before_anything_runs(changes, key, repair):
+    whole = config.complete(small(**changes))
+    with pytest.raises(HoldfastError, match="names a checkpoint that is not there") as caught:
+        config.check_files(whole)
+    assert key in str(caught.value) and repair in caught.value.repair
+
+
+def test_checkpoints_that_are_there_pass(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"x")
+    path, url = str(tmp_path / "a.pth"), {"url": "https://host/a", "sha256": "0" * 64}
+    changes = {
+        "deepfakes": {"stargan": {"weights": [path, url]}},
+        "detectors": {"retinaface": {"weights": path}},
+    }
+    config.check_files(config.complete(small(**changes)))
 
 
 def test_a_wrong_checkpoint_entry_is_told_by_what_is_wrong_with_it():

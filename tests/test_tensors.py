@@ -93,3 +93,17 @@ def test_a_count_has_to_be_whole():
     check_values({"num_batches_tracked": torch.tensor(7, dtype=torch.int32)}, own, "a.pth", "repair")
     with pytest.raises(HoldfastError, match="(?s)floating-point numbers.*expected: .*integers"):
         check_values({"num_batches_tracked": torch.tensor(7.0)}, own, "a.pth", "repair")
+
+
+def test_a_full_disk_is_told(tmp_path, full_disk):
+    with pytest.raises(HoldfastError, match="no space left"):
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(100, 100)}, {"b": "c"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torchscript_archive_is_no_checkpoint(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    with pytest.raises(HoldfastError, match="a TorchScript archive, which is a program") as caught:
+        read_checkpoint(path, "take another")
+    assert "weights_only" not in str(caught.value)

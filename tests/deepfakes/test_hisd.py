@@ -116,6 +116,21 @@ def test_discriminator_has_the_keys_of_the_public_checkpoint(published, shapes):
     assert shapes(published("hisd", 256).discriminator) == expected
 
 
+def test_the_public_networks_of_128_px_are_wider(published, count):
+    wider = {"discriminator_channels": 64, "discriminator_layers": 5, "discriminator_widest": 32}
+    model = published("hisd", 128, **wider)
+    widths = [64, 128, 256, 512, 1024, 2048]
+    for stack in (model.discriminator.conv, model.generator.extractors.model):
+        assert [stack[0].out_channels, *(block.conv2.out_channels for block in list(stack)[1:6])] == widths
+    assert model.generator.extractors.model[-1].weight.shape == (3 * 256, 2048, 1, 1)
+
+
+def test_a_tag_stands_once(tiny):
+    tags = [{"name": "A", "attributes": [name]} for name in ("Bangs", "Eyeglasses")]
+    with pytest.raises(HoldfastError, match="A in A, A"):
+        tiny(tags=tags)
+
+
 def test_shapes_at_the_published_size(published):
     model = published("hisd", 256)
     x = torch.empty(2, 3, 256, 256, device="meta")

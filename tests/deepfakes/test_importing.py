@@ -180,7 +180,7 @@ def spoiled(kind, tmp_path):
     [
         ("code", "mkdir, which is more than tensors"),
         ("fewer attributes", "file is for 12 attributes.*config lists 13 attributes"),
-        ("wider", "another architecture"),
+        ("wider", "another architecture.*the file's widths and layers"),
         ("another model", "another architecture"),
         ("no part", "no part that AttGAN knows.*optimiser"),
         ("list", "no state dictionary"),
@@ -295,3 +295,13 @@ def test_sources():
     assert sources_of("a.pth") == [{"path": "a.pth"}]
     assert sources_of(["a.pth", {"url": "https://host/b", "sha256": "0" * 64}])[1]["sha256"] == "0" * 64
     assert sources_of({"path": Path("a")}) == [{"path": Path("a")}]
+
+
+def test_a_file_of_pictures_is_not_taken_for_hisds_references(tmp_path):
+    model = small("hisd", 1)
+    before, path = weights(model), tmp_path / "faces.safetensors"
+    save_file({"images": model.references.images}, path)
+    files = [*public_files(small("hisd", 2), tmp_path), {"path": path}]
+    with pytest.raises(HoldfastError):
+        import_weights("hisd", model, files)
+    assert all(torch.equal(weights(model)[key], value) for key, value in before.items())

@@ -124,6 +124,9 @@ def test_what_is_stored_are_whole_levels_within_the_budget():
         torch.zeros(1, 1, 8, 8),
         torch.zeros(5, 3, 8, 8),
         torch.zeros(1, 3, 8, 8).numpy(),
+        torch.zeros(1, 3, 8, 8, device="meta"),
+        torch.zeros(1, 3, 8, 8).to_sparse(),
+        torch.zeros(1, 3, 8, 8, dtype=torch.complex64),
     ],
     ids=lambda value: str(getattr(value, "shape", value)),
 )
@@ -131,6 +134,13 @@ def test_another_shape_is_refused(universal, result):
     with pytest.raises(HoldfastError, match="the defence Returning returned something else") as caught:
         defence_of(result, universal).fit().protect(random_images())
     assert "(1, 3, 8, 8)" in caught.value.expected or "(2, 3, 8, 8)" in caught.value.expected
+
+
+@pytest.mark.parametrize(("universal", "missing"), [(True, "learn"), (False, "perturb")])
+def test_a_defence_without_its_method_is_told_which(universal, missing):
+    kind = type("Forgetful", (Defence,), {"universal": universal})
+    with pytest.raises(HoldfastError, match=f"Forgetful has no {missing} of its own"):
+        kind({}, bare()).fit().protect(random_images())
 
 
 @pytest.mark.parametrize("universal", [True, False])

@@ -307,3 +307,10 @@ def test_the_rate_is_one_and_then_falls_to_nothing(total, data):
     expected = 1.0 if step <= total / 2 else 2 * (1 - step / total)
     assert linear_decay(step, total) == pytest.approx(expected, abs=1e-12)
     assert linear_decay(total, total) == 0 and linear_decay(total - 1, total) > 0
+
+
+def test_a_full_disk_is_told(tmp_path, full_disk):
+    state = {"net": torch.nn.Linear(100, 100)}
+    with pytest.raises(HoldfastError, match="no space left"):
+        run_steps(1, lambda step: {}, state, tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ import json
 import math
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import yaml
@@ -32,6 +33,8 @@ SECTIONS = {
     "detectors": "detectors",
     "defences": "defences",
 }
+# Keys of an entry that are the pipeline's, not its module's own SETTINGS.
+PIPELINE_KEYS = {"kind", "title", "skip", "seeds", "perturbation_images", "weights", "training", "health"}
 KINDS = {"datasets": "dataset", "deepfakes": "deepfake", "detectors": "detector", "defences": "defence"}
 
 
@@ -55,13 +58,23 @@ def registered(section):
     nothing are common to all of its folder.
 
     Raises:
-        HoldfastError: a REGISTER or SETTINGS that is not a literal dictionary.
+        HoldfastError: a REGISTER or SETTINGS that is not a literal dictionary, or a setting that has the
+            name of one of the pipeline's keys.
     """
     folder = PACKAGE / SECTIONS.get(section, section)
-    modules = [_literals(path) for path in sorted(folder.glob("*.py"))]
-    common = {}
-    for module in modules:
+    common, modules = {}, []
+    for path in sorted(folder.glob("*.py")):
+        module = _literals(path)
+        modules.append(module)
         common |= {} if module["REGISTER"] else module["SETTINGS"]
+        taken = sorted(PIPELINE_KEYS & set(module["SETTINGS"]))
+        if taken:
+            raise HoldfastError(
+                f"SETTINGS of {path.name} cannot be used: the pipeline has a key of this name",
+                found=taken[0],
+                expected=f"none of {', '.join(sorted(PIPELINE_KEYS))}",
+                repair=f"call {taken[0]} something else",
+            )
     return {name: {**common, **module["SETTINGS"]} for module in modules for name in module["REGISTER"]}
 
 
@@ -88,11 +101,14 @@ def _literals(path):
     """What the text of a module says of REGISTER (names), SETTINGS and FIRST_STAGE."""
     found = {"REGISTER": [], "SETTINGS": {}, "FIRST_STAGE": ()}
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
             continue
-        name, value = node.targets[0].id, node.value
+        target, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
+        name = getattr(target, "id", None)
         try:
-            if name == "REGISTER" and isinstance(value, ast.Dict):
+            if name == "REGISTER":
+                if not isinstance(value, ast.Dict):
+                    raise ValueError("not written out")
                 found[name] = [ast.literal_eval(key) for key in value.keys]
             elif name == "SETTINGS" and isinstance(value, ast.Attribute):
                 # SETTINGS = stargan.SETTINGS: those of the module beside it.
@@ -410,9 +426,25 @@ def _with_defaults(value, schema, root):
     return value
 
 
+def _check_registered(validator, section, name, schema):
+    """What the keyword `registered` of a schema means: a name that a module of that section registers."""
+    if isinstance(name, str) and name not in registered(section):
+        yield jsonschema.ValidationError(f"nobody registered {name}")
+
+
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    {"registered": _check_registered},
+    # JSON Schema takes 2.0 for an integer, range() does not.
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
+
 def _check(value, schema, where):
     errors = sorted(
-        jsonschema.Draft202012Validator(schema).iter_errors(value),
+        _Validator(schema).iter_errors(value),
         key=lambda e: list(map(str, e.absolute_path)),
     )
     if errors:
@@ -454,13 +486,19 @@ def _told(error, where):
             f"config key {'.'.join([*path, missing])} is missing",
             repair=f"add `{missing}:` as in config.yaml",
         )
-    expected = _expectation(error)
+    expected, found = _expectation(error), error.instance
     last = path[-1] if path else ""
-    example = schema.get("default")
-    repair = f"write for example `{last}: {_yaml(example)}`" if "default" in schema else f"give {expected}"
+    repair = f"give {expected}"
+    if error.validator == "registered":
+        nearest = _nearest(found, registered(error.validator_value))
+        repair = f"write {nearest}" if nearest else f"remove {found}"
+    elif expected == "integer" and isinstance(found, float) and found.is_integer():
+        repair = f"write `{last}: {int(found)}`"
+    elif "default" in schema:
+        repair = f"write for example `{last}: {_yaml(schema['default'])}`"
     return HoldfastError(
         f"config key {key} has a wrong value",
-        found=_yaml(error.instance),
+        found=_yaml(found),
         expected=expected + (f" ({schema['description']})" if "description" in schema else ""),
         repair=repair,
     )
@@ -473,21 +511,31 @@ def _likeliest(error):
         for part in error.context:
             forms.setdefault(part.schema_path[0], []).append(part)
         # Neither one of another type, nor one that has more against it.
-        meant = [
-            parts
-            for parts in forms.values()
-            if not any(part.validator == "type" and not part.path for part in parts)
-        ]
+        meant = [parts for parts in forms.values() if not any(map(_of_another_type, parts))]
         if not meant:
             break
         error = min(meant, key=len)[0]
     return error
 
 
+def _of_another_type(error):
+    whole = error.validator == "type" or (error.context and all(map(_of_another_type, error.context)))
+    return bool(whole) and not error.path
+
+
+def _types_of(error):
+    """The types that an `anyOf` would take."""
+    if error.validator == "type":
+        return [error.validator_value]
+    return list(dict.fromkeys(name for part in error.context for name in _types_of(part)))
+
+
 def _expectation(error):
     wanted = error.validator_value
     words = {
         "type": lambda: " or ".join(wanted if isinstance(wanted, list) else [wanted]),
+        "anyOf": lambda: " or ".join(_types_of(error)),
+        "registered": lambda: "one of " + ", ".join(registered(wanted)),
         "enum": lambda: "one of " + ", ".join(map(str, wanted)),
         "exclusiveMinimum": lambda: f"a number above {wanted}",
         "minimum": lambda: f"a number of at least {wanted}",
@@ -631,6 +679,41 @@ def sources_of(weights):
         return []
     entries = weights if isinstance(weights, list) else [weights]
     return [entry if isinstance(entry, dict) else {"path": entry} for entry in entries]
+
+
+def check_files(config):
+    """Refuse checkpoints that the config names and this machine has not, before anything runs.
+
+    Raises:
+        HoldfastError: a path of `weights` or `initialisation` that is no file, or a malformed URL.
+    """
+    given = [
+        (f"deepfakes.{name}.weights", source, "weights: train")
+        for name, entry in active(config, "deepfakes").items()
+        for source in sources_of(entry["weights"])
+    ]
+    for name, entry in active(config, "detectors").items():
+        start = entry["training"]["initialisation"]
+        given += [(f"detectors.{name}.weights", {"path": entry["weights"]}, "weights: null")]
+        given += [(f"detectors.{name}.training.initialisation", {"path": start}, "initialisation: null")]
+    for where, source, otherwise in given:
+        path, url = source.get("path"), source.get("url")
+        if path is None and url is None:
+            continue
+        try:
+            sound = bool(urlsplit(url).scheme) if path is None else Path(path).expanduser().is_file()
+        except (OSError, RuntimeError, ValueError):  # no such user, a name that no disk takes, no such host
+            sound = False
+        if not sound:
+            repair = f"mend the {'URL' if path is None else 'path'}, or write `{otherwise}`"
+            if path is not None and "://" in path and where.startswith("deepfakes."):
+                repair = f"write `weights: {{url: {path}, sha256: …}}`"
+            raise HoldfastError(
+                f"config key {where} names a checkpoint that is not there",
+                found=path or url,
+                expected="a file" if url is None else "scheme://host/path",
+                repair=repair,
+            )
 
 
 def hash_of(config):

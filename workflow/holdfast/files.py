@@ -31,14 +31,16 @@ def clear_disk_errors(path):
     """Turn a full disk or a missing permission into a :class:`HoldfastError` that names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _MENDING:
+    except (OSError, RuntimeError) as error:
+        # torch.save covers the disk's error by one of its own.
+        number = getattr(error if isinstance(error, OSError) else error.__context__, "errno", None)
+        if number not in _MENDING:
             raise
         raise HoldfastError(
             f"cannot write {path}",
-            found=os.strerror(error.errno).lower(),
+            found=os.strerror(number).lower(),
             expected="a folder that can be written, with room for the file",
-            repair=_MENDING[error.errno],
+            repair=_MENDING[number],
         ) from error
 
 

@@ -5,7 +5,7 @@ import pickle
 import re
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from holdfast.errors import HoldfastError
 from holdfast.files import writing
@@ -20,25 +20,22 @@ def write_tensors(path, tensors, about):
     Raises:
         HoldfastError: no space, or no permission.
     """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Not an empty dictionary: with no tensor either, the library (0.8.0) writes a broken header.
+    content = save(whole, about or None)
     with writing(path) as temporary:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        # Not an empty dictionary: with no tensor either, the library (0.8.0) writes a broken header.
-        save_file(whole, temporary, about or None)
-        if about:
-            _sort_metadata(temporary)
+        temporary.write_bytes(_with_sorted_metadata(content) if about else content)
 
 
-def _sort_metadata(path):
-    with open(path, "rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        # The tensors begin behind the header, which may end in spaces but not grow.
-        if len(text) > length:
-            raise ValueError(f"the safetensors header of {path} grew from {length} to {len(text)} bytes")
-        file.seek(8)
-        file.write(text.ljust(length))
+def _with_sorted_metadata(content):
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # The tensors begin behind the header, which may end in spaces but not grow.
+    if len(text) > length:
+        raise ValueError(f"the safetensors header grew from {length} to {len(text)} bytes")
+    return content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def read_checkpoint(path, repair):
@@ -60,7 +57,9 @@ def read_checkpoint(path, repair):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything, AssertionError and TypeError included
         found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if isinstance(error, pickle.UnpicklingError):
+        if "TorchScript" in found:
+            found = "a TorchScript archive, which is a program"
+        elif isinstance(error, pickle.UnpicklingError):
             # The message of PyTorch advises to load the file all the same.
             foreign = re.search(r"GLOBAL (\S+)", str(error))
             found = "no tensors that can be read"

@@ -10,8 +10,9 @@ are used are a running average of the generator, as in the public code.
 
 At its published size (256 px) the generator has 19,043,939 parameters (encoder 595,520; decoder 595,651;
 extractors 12,883,232; translators 3,167,808; mappers 1,801,728) and the discriminator 12,500,042; keys and
-shapes are those of the public checkpoint. Unlike in the public training, colours are not jittered, and
-grey hair counts as none of the three colours.
+shapes are those of the public checkpoint. At 128 px the public discriminator and extractor are wider:
+`discriminator_channels` 64, `discriminator_layers` 5, `discriminator_widest` 32. Unlike in the public
+training, colours are not jittered, and grey hair counts as none of the three colours.
 
 What TSDF attacks (method.md, stage 1) is the encoder: 256 x 64 x 64.
 """
@@ -90,7 +91,13 @@ SETTINGS = {
         "type": "integer",
         "minimum": 1,
         "default": 32,
-        "description": "Width of the first layer of discriminator and extractor; the widest has 16 times.",
+        "description": "Width of the first layer of discriminator and extractor; it doubles layer by layer.",
+    },
+    "discriminator_widest": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 16,
+        "description": "The widest layer, as a multiple of the first; the public 128 px settings: 32.",
     },
     "discriminator_layers": {
         "type": "integer",
@@ -211,9 +218,10 @@ class Linear(nn.Module):
         return self.linear(F.relu(x))
 
 
-def halvings(channels, layers):
-    """A convolution to `channels`, `layers` blocks that halve, the mean over what is left: (N, C, 1, 1)."""
-    sizes = [channels * min(2**number, 16) for number in range(layers + 1)]
+def halvings(settings):
+    """A convolution, blocks that halve, the mean over what is left, (N, C, 1, 1); and C."""
+    channels, widest = settings["discriminator_channels"], settings["discriminator_widest"]
+    sizes = [channels * min(2**number, widest) for number in range(settings["discriminator_layers"] + 1)]
     blocks = [Down(before, after) for before, after in zip(sizes[:-1], sizes[1:], strict=True)]
     return [nn.Conv2d(3, channels, 1), *blocks, nn.AdaptiveAvgPool2d(1)], sizes[-1]
 
@@ -221,10 +229,10 @@ def halvings(channels, layers):
 class Extractors(nn.Module):
     """Images to the styles of all tags, (N, T, style)."""
 
-    def __init__(self, channels, layers, tags, style):
+    def __init__(self, settings, tags):
         super().__init__()
-        stack, width = halvings(channels, layers)
-        self.model = nn.Sequential(*stack, nn.Conv2d(width, style * tags, 1))
+        stack, width = halvings(settings)
+        self.model = nn.Sequential(*stack, nn.Conv2d(width, settings["style"] * tags, 1))
         self.tags = tags
 
     def forward(self, x):
@@ -283,9 +291,7 @@ class Generator(nn.Module):
             *[Up(b, a) for a, b in reversed(list(zip(sizes[:-1], sizes[1:], strict=True)))],
             nn.Conv2d(width, 3, 1),
         )
-        self.extractors = Extractors(
-            settings["discriminator_channels"], settings["discriminator_layers"], len(attributes), style
-        )
+        self.extractors = Extractors(settings, len(attributes))
         self.translators = nn.ModuleList(
             Translator(sizes[-1], settings["translator_channels"], style) for _ in attributes
         )
@@ -298,7 +304,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     def __init__(self, settings, attributes, conditions):
         super().__init__()
-        stack, width = halvings(settings["discriminator_channels"], settings["discriminator_layers"])
+        stack, width = halvings(settings)
         self.conv = nn.Sequential(*stack)
         self.fcs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width + settings["style"] + conditions, 2 * count, 1))
@@ -352,15 +358,15 @@ class HiSD(DeepfakeModel):
         self.settings, self.image_size = settings, image_size
         self.attributes = tuple(settings["attributes"])
         self.tags = {tag["name"]: tuple(tag["attributes"]) for tag in settings["tags"]}
-        grouped = [name for known in self.tags.values() for name in known]
-        unknown = sorted(set(grouped) - set(self.attributes)) or sorted(
-            name for name in set(grouped) if grouped.count(name) > 1
-        )
-        if unknown:
+        named = [tag["name"] for tag in settings["tags"]]
+        grouped = [name for tag in settings["tags"] for name in tag["attributes"]]
+        wrong = sorted(set(grouped) - set(self.attributes))
+        wrong += [name for names in (named, grouped) for name in names if names.count(name) > 1]
+        if wrong:
             raise HoldfastError(
                 "the tags of HiSD do not fit its attributes",
-                found=f"{unknown[0]} in {', '.join(self.tags)}",
-                expected=f"each at most once, of {', '.join(self.attributes)}",
+                found=f"{wrong[0]} in {', '.join(named)}",
+                expected=f"each tag once, with attributes of its own, of {', '.join(self.attributes)}",
                 repair="mend deepfakes.hisd.tags or deepfakes.hisd.attributes",
             )
         self.edited = settings["edited"] or list(self.tags)

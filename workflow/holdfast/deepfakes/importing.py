@@ -50,12 +50,7 @@ def import_weights(name, model, files):
             _check_count(where, model, network, part, path)
             found[network] = path, part
         _check_order(where, model, path, file.get("attributes"))
-    # HiSD's reference faces are no network of the public checkpoint.
-    networks = {
-        network: thing
-        for network, thing in model.networks.items()
-        if next(thing.parameters(), None) is not None
-    }
+    networks = _networks(model)
     missing = [network for network in networks if network not in found]
     if set(missing) - {"discriminator"}:
         raise HoldfastError(
@@ -69,6 +64,15 @@ def import_weights(name, model, files):
     for network, (_, part) in found.items():
         networks[network].load_state_dict(part, strict=True)
     return missing
+
+
+def _networks(model):
+    """Those with weights: HiSD's reference faces are no network of the public checkpoint."""
+    return {
+        network: thing
+        for network, thing in model.networks.items()
+        if next(thing.parameters(), None) is not None
+    }
 
 
 def _repair(where):
@@ -125,7 +129,8 @@ def _parts(where, model, content, path):
     if not any(isinstance(value, dict) for value in content.values()):
         part = _unwrapped(content)
         shared = {
-            network: len(part.keys() & thing.state_dict().keys()) for network, thing in model.networks.items()
+            network: len(part.keys() & thing.state_dict().keys())
+            for network, thing in _networks(model).items()
         }
         return {max(shared, key=shared.get): part}
     parts = {
@@ -161,5 +166,8 @@ def _check_architecture(where, model, network, part, path):
         if key.endswith(".num_batches_tracked"):
             part.setdefault(key, value)
     file = f"{path} ({network} of {model.title})"
-    deepfake_model.check_shapes(_shapes(part), _shapes(wanted), file, _repair(where))
+    repair = _repair(where)
+    if part.keys() == wanted.keys():
+        repair = f"give {where} the file's widths and layers, and image_size its own; or {repair}"
+    deepfake_model.check_shapes(_shapes(part), _shapes(wanted), file, repair)
     check_values(part, wanted, file, _repair(where))

@@ -99,10 +99,12 @@ class Defence:
 
     def learn(self):
         """A perturbation (1, 3, S, S) in units of [-1, 1] for all faces."""
-        raise NotImplementedError
+        raise self._lacks("learn(self)")
 
     def perturb(self, images):
         """Perturbations of the shape of `images` (N, 3, S, S). Default: the universal one."""
+        if self.perturbation is None:
+            raise self._lacks("perturb(self, images), or `universal = True` and learn(self)")
         return self.perturbation.to(images.device).expand_as(images)
 
     # ---- what holds for all of them -----------------------------------------------------------
@@ -130,20 +132,36 @@ class Defence:
         with torch.enable_grad():
             # A copy: a defence that works in place must not move the images past its budget.
             perturbation = self.within_budget(self.perturb(images.clone()), images.shape)
-        return stored(images + perturbation)
+        return stored(images + perturbation.to(images.device))
+
+    def _lacks(self, method):
+        return HoldfastError(
+            f"the defence {self.title or type(self).__name__} has no {method.partition('(')[0]} of its own",
+            found=f"universal = {self.universal}",
+            expected="learn(self) where universal is True, and fit() or load() before it protects; else "
+            "perturb(self, images)",
+            repair=f"write {method} in {type(self).__module__}",
+        )
 
     def within_budget(self, perturbation, shape):
-        """`perturbation` as float32, detached and clipped to epsilon.
+        """`perturbation` as float32, detached, clipped to epsilon.
 
         Raises:
-            HoldfastError: another shape than `shape`, or a value that is not finite.
+            HoldfastError: another shape than `shape`, no real numbers one by one (complex, sparse, meta),
+                or a value that is not finite.
         """
         name = self.title or type(self).__name__
-        if not isinstance(perturbation, torch.Tensor) or tuple(perturbation.shape) != tuple(shape):
+        found = f"{type(perturbation).__name__} {tuple(getattr(perturbation, 'shape', ()))}"
+        wrong = not isinstance(perturbation, torch.Tensor) or tuple(perturbation.shape) != tuple(shape)
+        if not wrong and (perturbation.layout != torch.strided or perturbation.is_meta):
+            found, wrong = f"{found} without stored values", True
+        if not wrong and perturbation.is_complex():
+            found, wrong = f"{found} of complex numbers", True
+        if wrong:
             raise HoldfastError(
                 f"the defence {name} returned something else than a perturbation of its images",
-                found=f"{type(perturbation).__name__} {tuple(getattr(perturbation, 'shape', ()))}",
-                expected=f"a tensor {tuple(shape)}",
+                found=found,
+                expected=f"a tensor {tuple(shape)} of real numbers",
                 repair=f"mend {type(self).__module__}",
             )
         perturbation = perturbation.detach().to(torch.float32)

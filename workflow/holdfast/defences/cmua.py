@@ -57,6 +57,7 @@ SETTINGS = {
         "type": ["string", "number", "object"],
         "pattern": "^search$",
         "minimum": 0,
+        "propertyNames": {"anyOf": [{"registered": "deepfakes"}, {"const": "default"}]},
         "additionalProperties": {"type": "number", "minimum": 0},
         "default": "search",
         "description": "Factor of X_adv - x before the clip: `search` for each model's, or one, or by model "
@@ -70,7 +71,7 @@ SETTINGS = {
     },
     "order": {
         "type": "array",
-        "items": {"type": "string"},
+        "items": {"type": "string", "registered": "deepfakes"},
         "default": ["stargan", "attentiongan", "hisd", "attgan"],
         "description": "Order of the models; those not named come last.",
     },

@@ -47,7 +47,11 @@ class Stage:
 
     def load_state_dict(self, state):
         for name in self.kept:
-            setattr(self, name, state[name].to(self.surroundings.device))
+            own, given = getattr(self, name), state[name].to(self.surroundings.device)
+            # But for the first: a search's trials grow row by row.
+            if own is not None and own.shape[1:] != given.shape[1:]:
+                raise ValueError(f"{name} of shape {tuple(given.shape)}, not {tuple(own.shape)}")
+            setattr(self, name, given)
 
 
 class Learnt(Stage):

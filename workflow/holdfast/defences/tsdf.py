@@ -163,6 +163,7 @@ SETTINGS = {
     "nu": {"type": "number", "minimum": 0, "default": 1.0, "description": "nu of Eq. 12."},
     "fusion_weights": {
         "type": ["object", "null"],
+        "propertyNames": {"registered": "detectors"},
         "additionalProperties": {"type": "number"},
         "default": None,
         "description": "alpha_i of Eq. 11 by detector; null: equal.",

@@ -246,7 +246,7 @@ SETTINGS = {
     },
     "without_gradient": {
         "type": "array",
-        "items": {"type": "string"},
+        "items": {"type": "string", "registered": "detectors"},
         "default": ["retinaface"],
         "description": "Detectors that stage 2 sees without getting a gradient from them.",
     },

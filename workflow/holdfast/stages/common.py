@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from holdfast.config import digest, hash_of
+from holdfast.config import PIPELINE_KEYS, digest, hash_of
 from holdfast.data.faceset import FaceSet, read_report
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes import model as deepfake_model
@@ -66,10 +66,6 @@ class Work:
     def classifier(self, weights):
         # Channels last: its convolutions take about half the time so on a CPU.
         return AttributeClassifier.load(weights).to(self.device, memory_format=torch.channels_last)
-
-
-# Keys of a config entry that are the pipeline's, not the module's own SETTINGS.
-PIPELINE_KEYS = {"kind", "title", "skip", "seeds", "perturbation_images", "weights", "training", "health"}
 
 
 def own_settings(entry):

@@ -42,7 +42,9 @@ def surroundings_of(work, label, method, settings, seed, index_csv, models, dete
             repair=f"set datasets.{config['training_set']} so that its split val has images",
         )
     opened = {key: work.deepfake(key, path) for key, path in models.items()}
-    identity = (method, settings, config["epsilon"], seed, config["seed"], config["image_size"])
+    # Their weights do not say how they edit.
+    edited = {key: own_settings(config["deepfakes"][key]) for key in models}
+    identity = (method, settings, config["epsilon"], seed, config["seed"], config["image_size"], edited)
     files = [*models.values(), *detectors.values(), *filter(None, [first])]
     seen = (fingerprint(faces.folder), len(positions), [work.sha256(path) for path in files])
     return Surroundings(

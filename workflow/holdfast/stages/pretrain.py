@@ -14,7 +14,7 @@ from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.deepfakes.classifier import train_classifier as fit_classifier
 from holdfast.deepfakes.importing import import_weights
-from holdfast.deepfakes.training import train_deepfake
+from holdfast.deepfakes.training import precision_of, train_deepfake
 from holdfast.detectors import DETECTORS
 from holdfast.detectors.training import train_detector
 from holdfast.errors import HoldfastError
@@ -112,7 +112,13 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
     model = deepfake_model.build(DEEPFAKES, name, settings, config["image_size"], names)
     model.prepare(faces)
     state = state_file(
-        config, f"pretrain_{name}", trained, config["image_size"], names, fingerprint(faces.folder)
+        config,
+        f"pretrain_{name}",
+        trained,
+        precision_of(settings, device),
+        config["image_size"],
+        names,
+        fingerprint(faces.folder),
     )
     sheets = Path(samples).parent / "samples"
 
@@ -137,7 +143,7 @@ def import_deepfake(config, name, index_csv, weights, samples):
     files = []
     for source in sources_of(settings["weights"]):
         path, url = source.get("path"), source.get("url")
-        file = Path(path or urlsplit(url).path).name or "weights"
+        file = Path(path or urlsplit(url).path).name[-100:] or "weights"
         if path is None:
             # Hosts give many files one name; the checksum tells them apart.
             path = Path(weights).parent / "download" / f"{source['sha256'][:16].lower()}_{file}"

@@ -4,7 +4,7 @@ import sys
 
 from holdfast.data.faceset import read_report
 from holdfast.deepfakes import model as deepfake_model
-from holdfast.deepfakes.training import obstacle, train_deepfake
+from holdfast.deepfakes.training import obstacle, precision_of, train_deepfake
 from holdfast.files import write_text
 from holdfast.papers.figures import picture_of_text
 from holdfast.records import write_records
@@ -39,6 +39,7 @@ def retrain(
         config,
         f"retrain_{name}_{defence}",
         own_settings(settings),
+        precision_of(settings, work.device),
         names,
         fingerprint(harvested.folder),
         work.sha256(pretrained),

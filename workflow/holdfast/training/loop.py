@@ -56,8 +56,9 @@ def run_steps(total_steps, step_fn, state, state_path, *, description="", save_s
 
 
 def _save(state, log, path):
-    with writing(path) as temporary:
-        torch.save({"log": log, **{name: thing.state_dict() for name, thing in state.items()}}, temporary)
+    # Into an open file: torch.save tells less of what the disk says where it opens the file itself.
+    with writing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"log": log, **{name: thing.state_dict() for name, thing in state.items()}}, file)
 
 
 def _restore(state, path):
