@@ -159,6 +159,7 @@ def test_a_killed_protection_goes_on_and_ends_the_same(chain, name, monkeypatch)
         {"seed": 5},
         {"defences": {"facepoison": {"step_size": 0.001}}},
         {"measuring": {"batch": 2}},
+        {"deepfakes": {"stargan": {"lambda_rec": 5}}},  # for all that a file of weights tells
     ],
     ids=lambda change: next(iter(change)),
 )

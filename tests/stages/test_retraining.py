@@ -1,6 +1,7 @@
 """The attacker's retraining, also on a harvest that leaves him nothing to train on."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -17,7 +18,13 @@ from holdfast.seeds import numpy_generator
 from holdfast.stages.retrain import measure_retrained, retrain
 
 NAMES = ["Bangs", "Eyeglasses", "Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
-STARGAN = {"generator_channels": 4, "discriminator_channels": 4, "discriminator_layers": 3, "batch": 2}
+STARGAN = {
+    "precision": "auto",
+    "generator_channels": 4,
+    "discriminator_channels": 4,
+    "discriminator_layers": 3,
+    "batch": 2,
+}
 HISD = {
     "guidance": "latent",
     "channels": 4,
@@ -102,6 +109,14 @@ def test_what_the_model_was_retrained_on_is_told(attack):
         "retrained for 2 steps on 3 crops of 5 collected faces (boxes above 0.4, margin 0.3, images without "
         "one dropped)"
     )
+
+
+def test_a_state_of_another_precision_is_not_taken_up(attack, tmp_path, monkeypatch):
+    for able in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        attack("stargan", 3)
+        shutil.rmtree(tmp_path / "stargan.random.3.out")
+    assert len(list(tmp_path.rglob("state.pt"))) == 2
 
 
 def test_a_discriminator_that_starts_anew_is_told(attack):

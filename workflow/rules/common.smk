@@ -103,6 +103,11 @@ def settings_of_defence(name):
     return {key: value for key, value in entry.items() if key != "seeds"}
 
 
+def settings_of_model(name):
+    """Its entry, but for the bar of its health, which changes neither weights nor edits."""
+    return {key: value for key, value in config["deepfakes"][name].items() if key != "health"}
+
+
 def given_first_stage(wildcards):
     """What a defence begins with, where that is a job of its own."""
     stage = settings.first_stage_of(config, wildcards.defence)
@@ -138,4 +143,5 @@ def training_threads():
 
 # Entries of the config that decide a stage's result: as params, so that a change reruns what it must.
 CROPS = {key: config["attacker"][key] for key in ("threshold", "margin", "no_detection")}
+MODELS = {name: settings_of_model(name) for name in DEEPFAKES}  # their weights do not say how they edit
 COMMON = {key: config[key] for key in ("seed", "image_size", "device", "epsilon")}

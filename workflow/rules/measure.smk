@@ -24,6 +24,7 @@ rule measure_outputs:
     params:
         metrics=config["metrics"],
         fid=config["fid_features"],
+        models=MODELS,
     script:
         "../scripts/measure_outputs.py"
 

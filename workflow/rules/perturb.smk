@@ -18,6 +18,7 @@ rule first_stage:
     params:
         settings=lambda w: FIRST_STAGES[w.stage][1],
         faces=config["datasets"][TRAINING_SET]["perturbation_images"],
+        models=MODELS,
         common=COMMON,
     script:
         "../scripts/first_stage.py"
@@ -46,6 +47,7 @@ rule perturb:
     params:
         settings=lambda w: settings_of_defence(w.defence),
         faces=config["datasets"][TRAINING_SET]["perturbation_images"],
+        models=MODELS,
         common=COMMON,
     script:
         "../scripts/perturb.py"

@@ -46,7 +46,7 @@ rule pretrain_deepfake:
     resources:
         gpu=1,
     params:
-        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        settings=lambda w: settings_of_model(w.model),
         common=COMMON,
     script:
         "../scripts/pretrain_deepfake.py"
@@ -71,7 +71,7 @@ rule import_deepfake:
     resources:
         gpu=1,
     params:
-        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        settings=lambda w: settings_of_model(w.model),
         common=COMMON,
     script:
         "../scripts/import_deepfake.py"

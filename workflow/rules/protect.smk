@@ -19,6 +19,7 @@ rule protect:
         gpu=1,
     params:
         images=lambda w: config["protection" if w.split == "test" else "attacker"]["images"],
+        models=MODELS,
         common=COMMON,
     script:
         "../scripts/protect.py"

@@ -81,7 +81,7 @@ rule retrain:
     resources:
         gpu=1,
     params:
-        settings=lambda w: {k: v for k, v in config["deepfakes"][w.model].items() if k != "health"},
+        settings=lambda w: settings_of_model(w.model),
         attacker={k: config["attacker"][k] for k in ("iterations", "generator_rate", "discriminator_rate")},
         common=COMMON,
     script:

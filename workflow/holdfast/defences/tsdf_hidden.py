@@ -52,7 +52,8 @@ What grad F is: per image, its own, with the mean labels of the 128 images (the 
 protect are not known; edits are those of a face that has what most have); universal, that of the minibatch.
 A universal perturbation has no weights of its own for each image: there `adaptive` is `normalised`.
 Stage 1's other settings are TSDF's defaults.
-Several faces in a photograph are all hidden. An image does not depend on those protected beside it.
+Several faces in a photograph are all hidden. An image does not depend on those protected beside it,
+but a batch of one may be summed in another order, and the signs of the steps amplify that.
 """
 
 import torch
