@@ -686,6 +686,13 @@ def test_checkpoints_that_are_there_pass(tmp_path):
     config.check_files(config.complete(small(**changes)))
 
 
+def test_a_checkpoint_in_a_path_that_rules_would_take_for_a_wildcard_is_told(tmp_path):
+    (tmp_path / "{a}.pth").write_bytes(b"x")
+    changes = {"detectors": {"retinaface": {"weights": str(tmp_path / "{a}.pth")}}}
+    with pytest.raises(HoldfastError, match=r"detectors.retinaface.weights names a path with braces"):
+        config.check_files(config.complete(small(**changes)))
+
+
 def test_a_wrong_checkpoint_entry_is_told_by_what_is_wrong_with_it():
     told = str(refusal({"deepfakes": {"stargan": {"weights": {"path": "G.ckpt", "sha256": "05e1d4cb"}}}}))
     assert "deepfakes.stargan.weights.sha256" in told and "05e1d4cb" in told and "64 hexadecimal" in told

@@ -685,7 +685,8 @@ def check_files(config):
     """Refuse checkpoints that the config names and this machine has not, before anything runs.
 
     Raises:
-        HoldfastError: a path of `weights` or `initialisation` that is no file, or a malformed URL.
+        HoldfastError: a path of `weights` or `initialisation` that is no file or has braces, or a malformed
+            URL.
     """
     given = [
         (f"deepfakes.{name}.weights", source, "weights: train")
@@ -713,6 +714,13 @@ def check_files(config):
                 found=path or url,
                 expected="a file" if url is None else "scheme://host/path",
                 repair=repair,
+            )
+        if path is not None and set("{}") & set(path):
+            raise HoldfastError(
+                f"config key {where} names a path with braces, which rules read as wildcards",
+                found=path,
+                expected="a path without { and }",
+                repair="rename the file or its folder, or link to it",
             )
 
 
