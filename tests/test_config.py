@@ -686,6 +686,14 @@ def test_checkpoints_that_are_there_pass(tmp_path):
     config.check_files(config.complete(small(**changes)))
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("defences:\n  none: {}\ndefences:\n  stripes: {period: 3}\n")
+    for read in (config.read_part, lambda order: config.complete(small(), order=order)):
+        with pytest.raises(HoldfastError, match=r"(?s)config.yaml.*key defences stands twice.*line 3"):
+            read(path)
+
+
 def test_a_checkpoint_in_a_path_that_rules_would_take_for_a_wildcard_is_told(tmp_path):
     (tmp_path / "{a}.pth").write_bytes(b"x")
     changes = {"detectors": {"retinaface": {"weights": str(tmp_path / "{a}.pth")}}}

@@ -108,6 +108,14 @@ def test_a_run_without_anything_is_a_report_too(tmp_path):
     _Reader().feed(text)
 
 
+def test_every_metric_has_its_definition(tmp_path):
+    records = [record("psnr", 33.0, kind="images") | {"unit": "dB", "definition": "a <b>"}] * 2
+    write_report(tmp_path / "r.html", plan(), {}, [], [], [], [*records, *a_run()])
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("<th>psnr</th><td>dB</td><td>a &lt;b&gt;</td>") == 1
+    assert all(f"<th>{found['metric']}</th>" in text for found in a_run())
+
+
 def test_a_missing_figure_is_named(tmp_path):
     with pytest.raises(HoldfastError, match="nowhere.png"):
         write_report(tmp_path / "r.html", plan(), {}, [("a", "b", tmp_path / "nowhere.png")], [], [])
@@ -125,6 +133,20 @@ def test_it_says_where_the_attacker_stops_short(tmp_path):
         assert "<th>The attacker retrains</th><td>StarGAN</td>" in text
         assert ("<th>The attacker works on seeds</th><td>1</td>" in text) == said
         assert ("<th>The attacker collects what is protected by</th><td>Original, TSDF</td>" in text) == said
+
+
+def test_health_has_the_models_first_and_their_bars_in_front():
+    about = {"kind": "model", "model": "stargan", "state": "healthy"}
+    records = [
+        record("ap", 0.9, kind="detector", detector="s3fd", state="trained"),
+        record("psnr", 20.0, **about),
+        record("edit_accuracy", 0.8, attribute="mean", **about),
+        record("ssim", 0.7, **about),
+    ]
+    assert [list(row.items()) for row in health_rows(records, plan())] == [
+        [("model", "StarGAN"), ("state", "healthy"), ("ssim", 0.7), ("edit_accuracy", 0.8), ("psnr", 20.0)],
+        [("detector", "S3FD"), ("state", "trained"), ("ap", 0.9)],
+    ]
 
 
 def test_a_model_that_was_not_retrained_is_not_called_so():

@@ -157,7 +157,7 @@ def complete(config, order=None):
     schema = full_schema()
     config = copy.deepcopy(dict(config))
     if order is not None:
-        config = ordered_like(yaml.safe_load(Path(order).read_text(encoding="utf-8")), config)
+        config = ordered_like(read_part(order), config)
     _check(config, schema, "")
     config = _with_defaults(config, schema, schema)
     for section in SECTIONS:
@@ -573,14 +573,29 @@ def read(*paths):
     return complete(merged)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands twice: put all of it under one", key_node.start_mark
+                )
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
 def read_part(path):
     """One YAML file, not completed; nothing but comments is {}.
 
     Raises:
-        HoldfastError: it is missing, or not YAML of `key: value`.
+        HoldfastError: it is missing, not YAML of `key: value`, or has a key twice.
     """
     try:
-        part = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        part = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise HoldfastError(
             f"cannot read the config {path}", found=str(error), expected="a YAML file"

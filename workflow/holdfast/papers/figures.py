@@ -268,7 +268,7 @@ def _grid(cells, columns, rows, captions, blocks, size, boxes, colours):
                 _thumbnail(cell, wide, size), extent=(x, x + wide, y + size, y), interpolation="nearest"
             )
             if boxes:
-                _draw_boxes(page, boxes[r][c], colours, x, y, size / cell.shape[0], middle, size)
+                _draw_boxes(page, boxes[r][c], colours, x, y, size / cell.shape[0], wide, size)
             elif captions and captions[r][c]:
                 page.text(
                     middle, y + size + 3, captions[r][c], ha="center", va="top", fontsize=7.5, color=_INK
@@ -282,7 +282,7 @@ def _grid(cells, columns, rows, captions, blocks, size, boxes, colours):
     return figure
 
 
-def _draw_boxes(page, by_detector, colours, x, y, scale, middle, size):
+def _draw_boxes(page, by_detector, colours, x, y, scale, wide, size):
     for i, (detector, found) in enumerate(by_detector.items()):
         for x1, y1, x2, y2 in np.reshape(found, (-1, 4)):
             place = (x + x1 * scale, y + y1 * scale)
@@ -291,8 +291,10 @@ def _draw_boxes(page, by_detector, colours, x, y, scale, middle, size):
             box = Rectangle(place, (x2 - x1) * scale, (y2 - y1) * scale, fill=False)
             box.set(edgecolor=colours[detector], linewidth=line, joinstyle="miter")
             page.add_patch(box)
+            # After it is added, which sets another clip: a box beyond the image ends at its edge.
+            box.set_clip_path(Rectangle((x, y), wide, size, transform=page.transData))
     step = min(26, size / max(1, len(by_detector)))  # no wider than the image: beside it stands the next
-    start = middle - step * (len(by_detector) - 1) / 2
+    start = x + wide / 2 - step * (len(by_detector) - 1) / 2
     for i, (detector, found) in enumerate(by_detector.items()):
         number = len(np.reshape(found, (-1, 4)))
         style = {"fontsize": 8, "color": colours[detector], "fontweight": "bold"}

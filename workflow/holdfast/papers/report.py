@@ -27,7 +27,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: #1a1a1a; font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; }
-main, header { max-width: 1180px; margin: 0 auto; padding: 0 20px; }
+main, header { max-width: 1220px; margin: 0 auto; padding: 0 20px; }
 header { padding-top: 28px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 19px; line-height: 1.3; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid #ddd; }
@@ -39,9 +39,10 @@ a { color: #1a4fa3; }
 .scroll { overflow-x: auto; margin: 8px 0; max-width: 100%; }
 .blocks { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 8px 36px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; line-height: 1.25; }
-th, td { padding: 3px 8px; text-align: right; vertical-align: top; white-space: nowrap;
+th, td { padding: 3px 6px; text-align: right; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid #ececec; }
-thead th { border-bottom: 1px solid #bbb; vertical-align: bottom; font-weight: 600; text-align: center; }
+thead th { border-bottom: 1px solid #bbb; vertical-align: bottom; font-weight: 600; text-align: center;
+  white-space: normal; }
 thead th.corner, tbody th { text-align: left; font-weight: 500; background: #fff; }
 td.group, th.group { border-left: 1px solid #d5d5d5; }
 tr.first > * { border-top: 1px solid #bbb; }
@@ -59,13 +60,13 @@ summary { cursor: pointer; color: #1a4fa3; }
 figure { margin: 12px 0; }
 figure img { display: block; max-width: 100%; height: auto; border: 1px solid #e4e4e4; }
 figcaption { font-size: 13px; color: #444; max-width: 78ch; margin-top: 6px; }
-.facts th, .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.facts th, .facts td { text-align: left; }
+.facts td { white-space: normal; overflow-wrap: anywhere; }
 .bad { color: #a31515; font-weight: 600; }
 @media (max-width: 640px) {
   main, header { padding: 0 12px; }
   header { padding-top: 16px; }
   nav ol { columns: 1; }
-  th, td { padding: 3px 6px; }
 }
 @media print { details > * { display: block; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
 """
@@ -79,10 +80,11 @@ def write_report(path, plan, tables, figures, health, notes, records=()):
         plan: as of :func:`holdfast.papers.tables.build_tables`; a study has a ``skip`` as well.
         tables: {name: DataFrame} of ``build_tables`` or ``read_tables``.
         figures: list of (title, caption, path of a PNG file).
-        health: list of dicts with equal keys, one row each: the health of the deepfake models and of the
-            detectors. Numbers are shortened; a value ``False`` is set off as a failure.
+        health: list of dicts, one row each: the health of the deepfake models and of the detectors. Rows that
+            begin with the same key make one table. Numbers are shortened; a value ``False`` is set off as a
+            failure.
         notes: list of text, one paragraph each: what a reader should know about this run.
-        records: the run's records; the summary of their provenance is shown.
+        records: the run's records; what their metrics are and the summary of their provenance are shown.
 
     Raises:
         HoldfastError: a figure is missing, or the disk refuses.
@@ -95,6 +97,7 @@ def write_report(path, plan, tables, figures, health, notes, records=()):
     sections += [(name, titles[name], _table(name, table)) for name, table in tables.items()]
     for i, (heading, caption, picture) in enumerate(figures, start=1):
         sections.append((f"figure_{i}", heading, _figure(heading, caption, picture)))
+    sections.append(("metrics", "What the metrics are", _metrics(records)))
     sections.append(("provenance", "Where the numbers come from", _provenance(records)))
     contents = "".join(f'<li><a href="#{name}">{_text(heading)}</a></li>' for name, heading, _ in sections)
     body = "".join(
@@ -182,6 +185,14 @@ def _title(plan, group, name):
 
 
 def _health(rows):
+    first = [next(iter(row)) for row in rows]
+    return "".join(
+        _health_of_one_kind([row for row, key in zip(rows, first, strict=True) if key == kind])
+        for kind in dict.fromkeys(first)
+    )
+
+
+def _health_of_one_kind(rows):
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{_text(name)}</th>" for name in names)
     body = ""
@@ -355,6 +366,24 @@ def _figure(heading, caption, path):
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{_text(heading)}">'
         f"<figcaption>{_text(caption)}</figcaption></figure>"
+    )
+
+
+def _metrics(records):
+    """Name, unit and definition of every metric, as the records have them."""
+    found = dict.fromkeys(
+        (record["metric"], record["unit"] or NOTHING, record["definition"])
+        for record in sorted(records, key=lambda record: record["metric"])
+    )
+    if not found:
+        return "<p>No records were given to the report.</p>"
+    head = "<tr><th>metric</th><th>unit</th><th>definition</th></tr>"
+    body = "".join(
+        f"<tr><th>{_text(name)}</th><td>{_text(unit)}</td><td>{_text(definition)}</td></tr>"
+        for name, unit, definition in found
+    )
+    return (
+        f'<div class="scroll"><table class="facts"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
     )
 
 

@@ -20,6 +20,16 @@ EDIT_ACCURACY = Metric(
 )
 
 
+def health_bar(wanted):
+    """What a model's entry `health` asks for, in words."""
+    attributes, least = wanted["attributes"], wanted["least"]
+    bar = f"ssim >= {wanted['ssim']}"
+    if attributes and least != 0:
+        some = "all" if least in (None, len(attributes)) else least
+        bar += f"; edit_accuracy >= {wanted['edit_accuracy']} of {some} of {', '.join(attributes)}"
+    return bar
+
+
 def feature_network(config, classifier, device):
     """The feature network of FID that the config names."""
     if config["fid_features"] == "inception":

@@ -35,7 +35,7 @@ from holdfast.stages.common import (
     state_file,
 )
 from holdfast.stages.data import Scenes
-from holdfast.stages.health import health_records
+from holdfast.stages.health import health_bar, health_records
 
 ACCURACY = Metric(
     "attribute_accuracy",
@@ -210,8 +210,7 @@ def check_health(config, name, records, flag):
         raise HoldfastError(
             f"the deepfake model {name} is not healthy; attacking it would prove nothing",
             found=figures,
-            expected=f"ssim >= {wanted['ssim']}; edit_accuracy >= {wanted['edit_accuracy']} of "
-            f"{'all' if least == len(attributes) else least} of {', '.join(attributes)}",
+            expected=health_bar(wanted),
             repair=f"{repair}; see {records}",
         )
     write_text(flag, figures + "\n")

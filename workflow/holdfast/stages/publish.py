@@ -8,6 +8,7 @@ import yaml
 from holdfast import studies
 from holdfast.config import (
     SECTIONS,
+    active,
     attackers_defences,
     attackers_models,
     attackers_seeds,
@@ -29,10 +30,12 @@ from holdfast.papers.reported import load_reported
 from holdfast.papers.tables import TABLES, build_tables, read_tables, titles_of_tables, write_tables
 from holdfast.records import read_records
 from holdfast.stages.common import Work, detections_of, labels_of, open_faces
+from holdfast.stages.health import health_bar
 from holdfast.stages.protect import ProtectedSet
 from holdfast.stages.retrain import NOT_RETRAINED
 
 FIGURE_SCORE = 0.5
+HEALTH_KINDS = ("model", "detector", "classifier")  # in the report's order
 
 
 def plan_of(config):
@@ -133,11 +136,14 @@ def figures(config, protected, index_csv, classifier, models, detectors, folder)
 
 
 def health_rows(records, plan):
-    """Rows of the report's health table: models before and after retraining, detectors, classifier."""
+    """Rows of the report's health tables: models before and after retraining, detectors, classifier.
+
+    The first key of a row is its kind, with the title; then come state, ssim and edit_accuracy.
+    """
     rows = {}
     for record in records:
         subject = record["subject"]
-        if subject["kind"] not in ("model", "detector", "classifier"):
+        if subject["kind"] not in HEALTH_KINDS:
             continue
         if subject["kind"] == "model":
             title = plan["deepfakes"][subject["model"]]["title"]
@@ -150,14 +156,17 @@ def health_rows(records, plan):
             title, state = plan["detectors"][subject["detector"]]["title"], subject["state"]
         else:
             title, state = "attribute classifier", "trained"
-        row = rows.setdefault((title, state), {"model": title, "state": state})
+        row = rows.setdefault((title, state), {subject["kind"]: title, "state": state})
         if subject.get("attribute") == "mean":
             row["edit_accuracy"] = record["value"]
         elif "attribute" in subject:
             row[subject["attribute"]] = record["value"]
         else:
             row[record["metric"]] = record["value"]
-    return list(rows.values())
+    for key, row in rows.items():
+        first = [*list(row)[:2], *(name for name in ("ssim", "edit_accuracy") if name in row)]
+        rows[key] = {name: row[name] for name in [*first, *row]}
+    return sorted(rows.values(), key=lambda row: HEALTH_KINDS.index(next(iter(row))))
 
 
 def report(config, records, table_folder, figure_folder, samples, page, merged):
@@ -198,7 +207,13 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
     ]
     notes.append(
         "Health: under an attribute's name stands edit_accuracy for a deepfake model (how often its edit "
-        "shows the attribute to the classifier), and plain accuracy for the classifier itself."
+        "shows the attribute to the classifier), and plain accuracy for the classifier itself. A run stops "
+        "where a model is below its bar: "
+        + ". ".join(
+            f"{plan['deepfakes'][name]['title']}, {health_bar(entry['health'])}"
+            for name, entry in active(config, "deepfakes").items()
+        )
+        + "."
     )
     if config["fid_features"] != "inception":
         notes.append(
