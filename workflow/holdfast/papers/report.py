@@ -134,9 +134,10 @@ dot is a cell that the table does not have.</li>
 <li><code>ssim_released</code> and <code>f1_released</code> follow the rules of the code that the paper's
 authors released, and so stand beside its numbers; <code>ssim</code>, <code>f1_truth</code> and
 <code>harvest_yield</code> are the sound measures, which the paper does not report.
-<code>psnr[protected]</code> compares photographs instead of their edits, <code>harvest_yield[collected]</code> is of all faces that the
-attacker collects, <code>fid[attributes]</code> uses the features of the attribute classifier; the definitions
-stand at the end.</li>
+<code>psnr[protected]</code> compares photographs instead of their edits,
+<code>harvest_yield[collected]</code> is of all faces that the attacker collects, and
+<code>fid[attributes]</code> uses the features of the attribute classifier; the definitions stand at the
+end.</li>
 <li>Every cell with its n, seeds and exact metric is in the CSV file of the table, in
 <code>tables/</code>.</li>
 </ul>
