@@ -28,6 +28,9 @@ configfile: HERE / "config.yaml"
 # Where the data lie on this machine; see README. Not part of the repository.
 try:
     paths = settings.read_part("paths.yaml") if Path("paths.yaml").exists() else {}
+    # Those of --configfile, which Snakemake has read already, do not go unchecked: a key twice is refused.
+    for preset in workflow.overwrite_configfiles:
+        settings.read_part(preset)
 except HoldfastError as error:
     sys.exit(f"\nError: {error}\n")
 

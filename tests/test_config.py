@@ -493,6 +493,31 @@ def test_a_register_may_say_its_type(tmp_path):
     assert config._literals(tmp_path / "odd.py")["REGISTER"] == ["own"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"defences": {"found": {"title": "TSDF"}}},
+        {"datasets": {"lfw": {"title": "CelebA"}, "celeba": {"title": "CelebA"}}},
+        {"detectors": {"later": {"skip": "not yet", "title": "S3FD"}}},
+    ],
+)
+def test_two_things_of_one_title_are_refused_before_anything_runs(change):
+    with pytest.raises(HoldfastError, match=f"config keys {next(iter(change))}.* share a title") as caught:
+        config.complete(config.merge(config.read_part(PAPER), change))
+    assert "a `title` of its own" in caught.value.repair
+
+
+def test_titles_are_those_of_the_classes():
+    from holdfast.deepfakes import DEEPFAKES
+    from holdfast.defences import DEFENCES
+    from holdfast.detectors import DETECTORS
+
+    for section, registry in (("deepfakes", DEEPFAKES), ("defences", DEFENCES), ("detectors", DETECTORS)):
+        for name, kind in registry.items():
+            module = config.PACKAGE / config.modules_of(section, name)[0]
+            assert config._literals(module)["TITLES"][name] == kind.title
+
+
 def test_every_first_stage_is_told_in_its_module():
     from holdfast.defences import DEFENCES
 

@@ -58,6 +58,18 @@ def test_images_are_where_their_titles_say(tmp_path):
     assert columns[2] - columns[1] == pytest.approx(columns[1] - columns[0], abs=3)
 
 
+def test_rows_of_figure_5_are_named_after_their_edits(tmp_path):
+    x, named = faces(2), {"StarGAN": ["Blond_Hair", "Wearing_a_very_large_Hat"]}
+    figures.figure_5(tmp_path / "5.png", x, {"StarGAN": x}, {})
+    figures.figure_5(tmp_path / "named.png", x, {"StarGAN": x}, {}, named)
+    plain, picture = read(tmp_path / "5.png"), read(tmp_path / "named.png")
+    wider = picture.shape[1] - plain.shape[1]
+    assert wider == pytest.approx(7 * (len("Wearing_a_very_large_Hat") - len("StarGAN")), abs=1)
+    half = picture.shape[0] // 2
+    # The second row has a name now, where nothing stood but the background.
+    assert has(picture[half:, :wider], "#1a1a1a", 20) and not has(plain[half:, :30], "#1a1a1a", 1)
+
+
 def test_the_difference_is_amplified_around_grey(tmp_path):
     x = np.full((1, 16, 16, 3), 100, np.uint8)
     figures.figure_6(tmp_path / "6.png", x, {"same": x, "TSDF": x + 6}, amplify=10)

@@ -98,9 +98,13 @@ def modules_of(section, name):
 
 @functools.cache
 def _literals(path):
-    """What the text of a module says of REGISTER (names), SETTINGS and FIRST_STAGE."""
-    found = {"REGISTER": [], "SETTINGS": {}, "FIRST_STAGE": ()}
+    """What the text of a module says of REGISTER (names), SETTINGS and FIRST_STAGE, and TITLES: what its
+    classes' titles are, by registered name, as far as they are written out there.
+    """
+    found, titles = {"REGISTER": [], "SETTINGS": {}, "FIRST_STAGE": (), "TITLES": {}}, {}
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        if isinstance(node, ast.ClassDef):
+            titles[node.name] = _title_of(node)
         if not isinstance(node, ast.Assign | ast.AnnAssign):
             continue
         target, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
@@ -110,6 +114,8 @@ def _literals(path):
                 if not isinstance(value, ast.Dict):
                     raise ValueError("not written out")
                 found[name] = [ast.literal_eval(key) for key in value.keys]
+                classes = [titles.get(ast.unparse(one)) for one in value.values]
+                found["TITLES"] = dict(zip(found[name], classes, strict=True))
             elif name == "SETTINGS" and isinstance(value, ast.Attribute):
                 # SETTINGS = stargan.SETTINGS: those of the module beside it.
                 found[name] = _literals(path.with_name(f"{ast.unparse(value.value)}.py"))[name]
@@ -123,6 +129,14 @@ def _literals(path):
                 repair="write it out; it is read without running the module",
             ) from error
     return found
+
+
+def _title_of(node):
+    """The `title = "…"` of a class, or None."""
+    for part in node.body:
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "title":
+            return part.value.value if isinstance(part.value, ast.Constant) else None
+    return None
 
 
 def full_schema():
@@ -163,6 +177,7 @@ def complete(config, order=None):
     for section in SECTIONS:
         for name, entry in config[section].items():
             config[section][name] = _complete_entry(section, name, entry)
+    _check_titles(config)
     _check_references(config)
     for name, study in config["studies"].items():
         config["studies"][name] = _with_defaults(study, schema["$defs"]["study"], schema)
@@ -204,6 +219,24 @@ def _yaml_repair(section, nearest, name, entry):
     if "kind" in entry:
         return f"write `{section}: {{{name}: {{kind: {nearest}}}}}`"
     return f"write `{section}: {{{nearest}: …}}`"
+
+
+def _check_titles(config):
+    """Rows of one title could not be told apart. (An inherited title is seen by the tables only.)"""
+    for section, folder in SECTIONS.items():
+        own = {}
+        for path in sorted((PACKAGE / folder).glob("*.py")):
+            own |= _literals(path)["TITLES"]
+        owners = {}
+        for name, entry in config[section].items():
+            title = entry.get("title") or own.get(name)
+            if title and (other := owners.setdefault(title, name)) != name:
+                raise HoldfastError(
+                    f"config keys {section}.{other} and {section}.{name} share a title",
+                    found=title,
+                    expected="one title each, or their rows could not be told apart",
+                    repair=f"give {name} a `title` of its own, in its module or under {section}.{name}",
+                )
 
 
 def _check_references(config):

@@ -30,17 +30,18 @@ BOX_COLOURS = {"S3FD": "#1fa82e", "DSFD": "#e0241b", "RetinaFace": "#1d62f0"}
 _MORE_COLOURS = ["#e69f00", "#b3339f", "#00a5a5", "#7a5230"]
 
 
-def figure_5(path, inputs, outputs, protected):
+def figure_5(path, inputs, outputs, protected, edits=None):
     """What the protections do to the edits, as the TSDF paper's Fig. 5.
 
-    One block of rows for each deepfake model; columns: input, its edit G(x), and the edit of the
-    protected input G(x') for each defence.
+    One block of rows for each deepfake model, and one row for each face, named after its edit; columns:
+    input, its edit G(x), and the edit of the protected input G(x') for each defence.
 
     Args:
         path: the PNG file.
         inputs: uint8 (n, S, S, 3).
         outputs: {model: uint8 (n, S, S, 3)}, G(x).
         protected: {defence: {model: uint8 (n, S, S, 3)}}, G(x'); for a missing model the figure says so.
+        edits: {model: the n edits' names}, or None.
 
     Raises:
         HoldfastError: shapes differ, or the disk refuses.
@@ -56,7 +57,8 @@ def figure_5(path, inputs, outputs, protected):
                 for by_model in protected.values()
             ]
             cells.append([inputs[i], clean[i], *of_defences])
-            rows.append(model if i == 0 else "")
+            edit = edits[model][i] if edits else ""
+            rows.append(f"{model}\n{edit}".strip() if i == 0 else edit)
     columns = ["input x", "edit G(x)", *(f"{defence}\nG(x')" for defence in protected)]
     _write_grid(path, cells, columns, rows, blocks=len(inputs))
 

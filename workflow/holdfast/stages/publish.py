@@ -102,17 +102,19 @@ def figures(config, protected, index_csv, classifier, models, detectors, folder)
     titles = {name: plan["defences"][name]["title"] for name in shown}
     stored = {name: sets[name].pixels(first).to(work.device) for name in shown}
 
-    outputs, of_protected = {}, {title: {} for title in titles.values()}
+    outputs, edits, of_protected = {}, {}, {title: {} for title in titles.values()}
     for name, path in models.items():
         model = work.deepfake(name, path)
         labels = labels_of(faces, positions, model, judge)[0].to(work.device)
         # Every face gets another of the model's edits, spread over all of them.
         targets = model.targets(labels)
-        chosen = torch.stack([targets[i * len(targets) // len(positions), i] for i in range(len(positions))])
+        edit_of = [i * len(targets) // len(positions) for i in range(len(positions))]
+        chosen = torch.stack([targets[edit, i] for i, edit in enumerate(edit_of)])
         outputs[model.title] = to_bytes(model.edit(x, chosen))
+        edits[model.title] = [model.target_names[edit] for edit in edit_of]
         for defence, x_protected in stored.items():
             of_protected[titles[defence]][model.title] = to_bytes(model.edit(x_protected, chosen))
-    figure_5(Path(folder) / "figure_5.png", to_bytes(x), outputs, of_protected)
+    figure_5(Path(folder) / "figure_5.png", to_bytes(x), outputs, of_protected, edits)
 
     quality = {}
     for defence, x_protected in stored.items():
@@ -175,7 +177,11 @@ def report(config, records, table_folder, figure_folder, samples, page, merged):
     folder = Path(figure_folder)
     shown = plan["datasets"][config["training_set"]]["title"]
     pictures = [
-        ("Fig. 5: edits of protected faces", f"{shown}, one edit per face.", folder / "figure_5.png"),
+        (
+            "Fig. 5: edits of protected faces",
+            f"{shown}, one edit per face, named beside it; each defence with its first seed, in all figures.",
+            folder / "figure_5.png",
+        ),
         (
             "Fig. 6: protected photographs",
             f"{shown}, as stored in 8 bit, with PSNR in dB | SSIM, and the difference, amplified.",
