@@ -41,6 +41,16 @@ def test_the_report_counts_and_sums(tmp_path):
     assert report["sha256"]["index.csv"] == sha256_of(tmp_path / "set" / "index.csv")
 
 
+def test_other_pixels_are_another_report_and_maybe_the_same_index(tmp_path):
+    """Why rules take the report as their input: to Snakemake, a small file of equal content is unchanged."""
+    for name, change in (("one", 0), ("other", 1)):
+        changed = ((pixels + change, *others) for pixels, *others in rows())
+        write_faceset(tmp_path / name, 8, changed, ["Bald", "Young"], {"dataset": "x"})
+    one, other = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "other"))
+    assert one["index.csv"] == other["index.csv"]
+    assert one["report.json"] != other["report.json"] and one["images.npy"] != other["images.npy"]
+
+
 def test_the_pixels_stay_on_disk(tmp_path):
     faces = write_faceset(tmp_path / "set", 8, rows(), ["Bald", "Young"], {})
     assert isinstance(faces.images, np.memmap) and not faces.images.flags.writeable

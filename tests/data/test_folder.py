@@ -112,6 +112,16 @@ def test_a_crop_and_a_box(tmp_path, draw):
         run(tmp_path / "source", tmp_path, crop=40)
 
 
+def test_one_box_for_images_of_several_sizes_is_refused(tmp_path, draw):
+    draw(tmp_path / "source" / "a.png", 50, 40)
+    draw(tmp_path / "source" / "b.png", 100, 80)
+    with pytest.raises(HoldfastError, match="differ in size") as caught:
+        run(tmp_path / "source", tmp_path, face_box=[10, 5, 30, 35])
+    assert caught.value.found == "b.png 100x80, a.png 50x40"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert len(run(tmp_path / "source", tmp_path)) == 2
+
+
 @pytest.mark.parametrize("source", [None, "nowhere", "file", "empty"])
 def test_no_source(tmp_path, source):
     (tmp_path / "empty").mkdir()

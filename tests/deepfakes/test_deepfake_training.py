@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from holdfast.deepfakes import DEEPFAKES
-from holdfast.deepfakes.training import Batches, precision_of, train_deepfake
+from holdfast.deepfakes import DEEPFAKES, training
+from holdfast.deepfakes.training import Batches, memory_format, precision_of, train_deepfake
 from holdfast.errors import HoldfastError
 
 NAMES = ("test", 0)
@@ -64,6 +64,15 @@ def test_the_automatic_precision_is_what_the_processor_computes_in(monkeypatch, 
     assert precision_of({"precision": "auto"}, "cpu") == expected
     assert precision_of({"precision": "bfloat16"}, "cpu") == "bfloat16"
     assert precision_of({"precision": "float32"}, "cpu") == "float32"
+
+
+def test_only_float32_on_a_cpu_is_not_channels_last():
+    for precision, device, expected in (
+        ("float32", "cpu", torch.contiguous_format),
+        ("bfloat16", "cpu", torch.channels_last),
+        ("float32", "cuda", torch.channels_last),
+    ):
+        assert memory_format({"precision": precision}, device) is expected
 
 
 @pytest.mark.parametrize("able", [True, False])
@@ -173,8 +182,10 @@ def test_a_frozen_model_can_be_trained_again(tiny, faces, settings, state, same)
 
 @pytest.mark.parametrize("name", DEEPFAKES)
 def test_training_on_a_gpu_computes_what_it_does_on_the_cpu(
-    tiny_of, tagged_faces, name, state, same, tmp_path, gpu
+    tiny_of, tagged_faces, name, state, same, tmp_path, gpu, monkeypatch
 ):
+    # Another layout in memory sums up in another order: with one for both, they agree bit for bit.
+    monkeypatch.setattr(training, "memory_format", lambda settings, device: torch.channels_last)
     found = []
     for device in ("cpu", "cuda"):
         model = tiny_of(name)()

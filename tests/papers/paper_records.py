@@ -123,9 +123,9 @@ def a_run():
                     records.append(record("ssim_released", 0.87 + 0.01 * f, kind="images", **about))
     for m, model in enumerate(["stargan", "attgan"]):
         for f, defence in enumerate([None, "none", *protecting]):
-            about = {"kind": "model", "dataset": "synthetic", "model": model, "seed": 0}
+            about = {"kind": "model", "dataset": "synthetic", "model": model}
             about |= {"state": "retrained" if defence else "healthy"}
-            about |= {"defence": defence, "detector": "retinaface"} if defence else {}
+            about |= {"defence": defence, "seed": 0, "detector": "retinaface"} if defence else {}
             records.append(record("fid_clean[attributes]", 4.0 + 3 * f + m, **about))
             records.append(record("ssim", 0.7 - 0.05 * f, **about))
             records.append(record("ssim_released", 0.72 - 0.05 * f, **about))

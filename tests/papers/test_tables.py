@@ -216,6 +216,7 @@ def test_table_v_has_healthy_poisoned_and_control():
         "TSDF": "poisoned",
     }
     assert cell(table, method=NOTHING, **where)["measured_by"] == "fid_clean[attributes]"
+    assert cell(table, method=NOTHING, **where)["seeds"] == NOTHING  # nothing of it hangs on a perturbation
     assert cell(table, method="TSDF", **where)["attacker"] == "RetinaFace"
     assert cell(table, **{**where, "metric": "edit_accuracy[Male]"}, method=NOTHING)["measured"] == "0.9"
     healthy = cell(table, **{**where, "dataset": "CelebA"}, method=NOTHING)

@@ -18,13 +18,14 @@ from holdfast.stages.pretrain import get_detector
 SIZE = 64
 
 
-def config_of(folder, source, train=6, test=3):
+def config_of(folder, source, train=6, test=3, collected=2):
     return configs.complete(
         {
             "training_set": "synthetic",
             "image_size": 32,
             "device": "cpu",
             "results": str(folder / "results"),
+            "attacker": {"images": collected},
             "scenes": {"train": train, "test": test, "size": SIZE, "source": str(source)},
             "datasets": {"synthetic": {}},
             "deepfakes": {"stargan": {}},
@@ -89,8 +90,10 @@ def test_scenes_of_the_training_set_leave_its_last_faces_to_the_tests(tmp_path):
     scenes = Scenes(tmp_path / "scenes")
     assert [len(part[0]) for part in (scenes.train(), scenes.test())] == [6, 3]
     assert "training set" in scenes.title
-    # Other faces of the test part change its scenes only; those of the test split none.
-    for changed, same in ((slice(10, 12), slice(0, 9)), (slice(7, 10), slice(0, 6))):
+    # Those that the attacker collects, the first two, stand in none, nor do those of the test split; other
+    # faces of the test part change its scenes only.
+    cases = ((slice(0, 2), slice(0, 9)), (slice(10, 12), slice(0, 9)), (slice(7, 10), slice(0, 6)))
+    for changed, same in cases:
         images = np.load(tmp_path / "faces/images.npy")
         images[changed] = 255 - images[changed]
         np.save(tmp_path / "faces/images.npy", images)
@@ -99,6 +102,15 @@ def test_scenes_of_the_training_set_leave_its_last_faces_to_the_tests(tmp_path):
         np.testing.assert_array_equal(again.images[same], scenes.images[same])
         assert [box.tolist() for box in again.boxes] == [box.tolist() for box in scenes.boxes]
     assert not np.array_equal(again.images[6:], scenes.images[6:])
+
+
+@pytest.mark.parametrize("collected", [None, 9, 10, 20])
+def test_a_training_set_that_the_attacker_collects_whole(tmp_path, collected):
+    config = config_of(tmp_path, "training_set", collected=collected)
+    with pytest.raises(HoldfastError, match="no faces of .* are left") as caught:
+        prepare_scenes(config, tmp_path / "scenes", faces_of(tmp_path))
+    assert f"attacker.images: {collected or 'all'}" in str(caught.value)
+    assert not list((tmp_path / "scenes").glob("*"))
 
 
 def test_a_training_set_without_boxes(tmp_path):

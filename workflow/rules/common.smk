@@ -64,6 +64,14 @@ def library_of(section, name, *more):
     return library(*settings.modules_of(section, name), *more)
 
 
+HEALTH_LIBRARY = ["stages/health.py", "metrics/metric.py", "metrics/image.py", "metrics/fid.py"]
+
+
+def library_of_all(section, names, *more):
+    """:func:`library_of` of several."""
+    return list(dict.fromkeys(path for name in names for path in library_of(section, name, *more)))
+
+
 def given_to_detector(wildcards):
     """Local files that a detector's weights come from or start with: its checkpoint, or VGG16's."""
     entry = config["detectors"][wildcards.detector]
@@ -78,7 +86,12 @@ def given_checkpoints(wildcards):
 
 
 def faces(dataset):
-    return R / f"data/{dataset}/index.csv"
+    """A face set as an input: its report, which has the hashes of its pixels and of its index.
+
+    The index alone may stay as it was when the pixels change, and Snakemake takes a small file of the same
+    content for unchanged.
+    """
+    return R / f"data/{dataset}/report.json"
 
 
 # What the detectors' scenes are made of, where it is the training set's faces.

@@ -22,7 +22,13 @@ rule prepare_scenes:
     """Scenes with several faces each, for the detectors."""
     input:
         faces=SCENES_FACES,
-        library=library("data/synthetic.py", "data/rendering.py", "data/pasting.py", "data/wider_face.py"),
+        library=library(
+            "data/synthetic.py",
+            "data/rendering.py",
+            "data/pasting.py",
+            "data/wider_face.py",
+            "stages/data.py",
+        ),
     output:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
@@ -32,6 +38,7 @@ rule prepare_scenes:
         "../../envs/holdfast.yaml"
     params:
         scenes=config["scenes"],
+        collected=config["attacker"]["images"] if SCENES_FACES else None,
         seed=config["seed"],
     script:
         "../scripts/prepare_scenes.py"

@@ -2,7 +2,7 @@ rule measure_outputs:
     """Tables I, III and IV: edits of protected faces, by the original and by the retrained models."""
     input:
         protected=R / "protected/{dataset}/{defence}/{seed}/test",
-        faces=R / "data/{dataset}/index.csv",
+        faces=faces("{dataset}"),
         classifier=CLASSIFIER,
         models=lambda w: (
             ALL_DEEPFAKES
@@ -10,7 +10,7 @@ rule measure_outputs:
             else [R / f"retrained/{m}/{w.defence}/{w.seed}/weights.safetensors" for m in RETRAINED]
         ),
         healthy=HEALTHY,
-        library=library("metrics/image.py", "metrics/fid.py", "stages/measure.py"),
+        library=library("metrics/metric.py", "metrics/image.py", "metrics/fid.py", "stages/measure.py"),
     output:
         records=R / "records/outputs/{dataset}.{defence}.{seed}.{state}.jsonl",
     log:
@@ -33,8 +33,8 @@ rule measure_images:
     """Table VI: the protected photograph beside the clean one."""
     input:
         protected=R / "protected/{dataset}/{defence}/{seed}/test",
-        faces=R / "data/{dataset}/index.csv",
-        library=library("metrics/image.py", "stages/measure.py"),
+        faces=faces("{dataset}"),
+        library=library("metrics/metric.py", "metrics/image.py", "stages/measure.py"),
     output:
         records=R / "records/images/{dataset}.{defence}.{seed}.jsonl",
     log:
@@ -51,9 +51,11 @@ rule measure_detection:
     """Table II: the detectors on clean and on protected faces."""
     input:
         protected=R / "protected/{dataset}/{defence}/{seed}/test",
-        faces=R / "data/{dataset}/index.csv",
+        faces=faces("{dataset}"),
         detectors=ALL_DETECTORS,
-        library=library("metrics/detection.py", "stages/measure.py"),
+        library=library_of_all(
+            "detectors", DETECTORS, "metrics/metric.py", "metrics/detection.py", "stages/measure.py"
+        ),
     output:
         records=R / "records/detection/{dataset}.{defence}.{seed}.jsonl",
     log:

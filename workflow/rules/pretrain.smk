@@ -83,7 +83,7 @@ rule measure_health:
         weights=R / "models/{model}/weights.safetensors",
         classifier=CLASSIFIER,
         index=faces(TRAINING_SET),
-        library=library("stages/health.py"),
+        library=library(*HEALTH_LIBRARY),
     output:
         records=R / "records/health/{model}.jsonl",
     log:
@@ -121,7 +121,9 @@ rule get_detector:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
         given=given_to_detector,
-        library=lambda w: library_of("detectors", w.detector, "detectors/training.py", "metrics/detection.py"),
+        library=lambda w: library_of(
+            "detectors", w.detector, "detectors/training.py", "training/loop.py", "metrics/detection.py"
+        ),
     output:
         weights=R / "detectors/{detector}/weights.safetensors",
         records=R / "records/detectors/{detector}.jsonl",

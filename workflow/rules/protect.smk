@@ -1,7 +1,7 @@
 rule protect:
     """A split of a data set with the perturbation on it, as 8-bit PNG files with an index."""
     input:
-        faces=R / "data/{dataset}/index.csv",
+        faces=faces("{dataset}"),
         training=faces(TRAINING_SET),
         perturbation=R / "perturbations/{defence}/{seed}/perturbation.safetensors",
         about=R / "perturbations/{defence}/{seed}/perturbation.json",

@@ -64,7 +64,7 @@ rule retrain:
     input:
         pretrained=R / "models/{model}/weights.safetensors",
         healthy=R / "models/{model}/healthy.txt",
-        harvest=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/index.csv",
+        harvest=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/report.json",
         faces=faces(TRAINING_SET),
         library=lambda w: library_of("deepfakes", w.model, "deepfakes/training.py", "training/loop.py"),
     output:
@@ -94,7 +94,7 @@ rule measure_retrained:
         weights=R / "retrained/{model}/{defence}/{seed}/weights.safetensors",
         classifier=CLASSIFIER,
         index=faces(TRAINING_SET),
-        library=library("stages/health.py"),
+        library=library(*HEALTH_LIBRARY),
     output:
         records=R / "records/retrained/{model}.{defence}.{seed}.jsonl",
     log:

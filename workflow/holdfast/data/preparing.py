@@ -406,13 +406,14 @@ def pack(
         )
     tally = Tally(name, total, settings["problem_limit"])
     box, limits = settings.get("face_box"), settings["limits"]
-    kept = dict.fromkeys(splits, 0)
+    kept, first = dict.fromkeys(splits, 0), None
 
     def full(split):
         return limits[split] is not None and kept[split] >= limits[split]
 
     def usable():
         """The faces that the limits let through, as rows; the others are counted in the tally."""
+        nonlocal first
         for face in faces:
             told.advance()
             if all(full(split) for split in kept):
@@ -429,6 +430,14 @@ def pack(
             except UnusableImage as problem:
                 tally.add(face.file, problem.problem, problem.detail)
                 continue
+            first = first or (face.file, image.size)
+            if box is not None and image.size != first[1]:
+                raise HoldfastError(
+                    f"data set {name}: one `face_box` cannot hold for images that differ in size",
+                    found=f"{face.file} {_by(image.size)}, {first[0]} {_by(first[1])}",
+                    expected="images of one size, in whose pixels the box is given",
+                    repair="give `size` to leave out all others, or set `face_box` to null",
+                )
             window = centre_window(*image.size, settings.get("crop"))
             pixels = crop_and_resize(image, window, image_size)
             kept[face.split] += 1
@@ -446,6 +455,10 @@ def pack(
 
     with Progress(total, f"preparing {name}") as told:
         return write_faceset(folder, image_size, usable(), list(attributes), finish)
+
+
+def _by(size):
+    return "{}x{}".format(*size)
 
 
 def _placed(name, face, box, window, image_size):

@@ -65,6 +65,7 @@ class Batches:
     def __init__(self, faces, positions, model, settings, seed_names, device):
         self.faces, self.positions, self.settings = faces, positions, settings
         self.seed_names, self.device = seed_names, device
+        self._format = memory_format(settings, device)
         self.labels = faces.labels(positions, model.attributes)
         self._kept = {}
 
@@ -86,7 +87,7 @@ class Batches:
         x = self.faces.pixels(self.positions[chosen])
         if self.settings["mirror"]:
             x = mirror(x, generator(*self.seed_names, "mirror", step))
-        return x.to(self.device, memory_format=torch.channels_last), self.labels[chosen].to(self.device)
+        return x.to(self.device, memory_format=self._format), self.labels[chosen].to(self.device)
 
 
 def precision_of(settings, device):
@@ -102,6 +103,15 @@ def precision_of(settings, device):
         known = torch.cpu.get_capabilities()
         able = any(known.get(name) for name in BFLOAT16)
     return "bfloat16" if able else "float32"
+
+
+def memory_format(settings, device):
+    """How images and networks lie in memory while they train: channels-last, but for float32 on a CPU.
+
+    There a step takes up to 1.9 times as long (StarGAN; HiSD no longer: benchmarks/train_deepfakes.py).
+    """
+    slow = torch.device(device).type == "cpu" and precision_of(settings, device) == "float32"
+    return torch.contiguous_format if slow else torch.channels_last
 
 
 def obstacle(model, faces):
@@ -141,7 +151,7 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
     positions = faces.positions("train")
     networks, iterations = model.networks, settings["iterations"]
     for network in networks.values():
-        network.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+        network.to(device, memory_format=memory_format(settings, device)).train().requires_grad_(True)
     batches = Batches(faces, positions, model, settings, seed_names, device)
     optimisers = model.optimisers(settings)
     rates = {name: [group["lr"] for group in thing.param_groups] for name, thing in optimisers.items()}

@@ -15,7 +15,7 @@ reported          the paper's number, or "not reported"
 measured          mean over the seeds, or "not measured"
 sd                sample standard deviation over the seeds (ddof = 1), "-" for fewer than two
 n                 what each seed's value was computed from; "fewest-most" where that differs
-seeds             the seeds, separated by spaces
+seeds             the seeds, separated by spaces, or "-" for what has none
 measured_by       exact name of the metric that was measured, such as ``fid[attributes]``
 why               reason of a missing value or what to know about this one; "-" where there is nothing
 ================  =====================================================================================
@@ -430,7 +430,9 @@ def _fewer(seeds, all_seeds):
 
 
 def _place(records, names, keys):
-    """{table: {key: {seed: record}}}; `keys` gives the tables and keys of a record."""
+    """{table: {key: {seed: record}}}, None being the seed of what has none (a model that was not retrained);
+    `keys` gives the tables and keys of a record.
+    """
     known = [record for record in records if record["subject"].get("kind") in _KINDS]
     networks = {base: _network(known, base) for base in ("fid", "fid_clean")}
     cells = {}
@@ -442,14 +444,14 @@ def _place(records, names, keys):
             continue
         for table, key in keys(subject, metric, names):
             by_seed = cells.setdefault(table, {}).setdefault(key, {})
-            if subject.get("seed", 0) in by_seed:
+            if subject.get("seed") in by_seed:
                 raise HoldfastError(
                     f"two records measure {record['metric']} of the same subject",
                     found=", ".join(f"{name}={value}" for name, value in subject.items()),
                     expected="each measurement once",
                     repair="remove one of the records files and run again",
                 )
-            by_seed[subject.get("seed", 0)] = record
+            by_seed[subject.get("seed")] = record
     return cells
 
 
@@ -672,7 +674,7 @@ def _row(name, key, cell, told, names):
     row["sd"] = f"{statistics.stdev(values):.6g}" if len(values) > 1 and seeds is not None else NOTHING
     low, high = min(numbers), max(numbers)
     row["n"] = str(low) if low == high else f"{low}-{high}"
-    row["seeds"] = NOTHING if seeds is None else " ".join(str(seed) for seed in seeds)
+    row["seeds"] = " ".join(str(seed) for seed in seeds or [] if seed is not None) or NOTHING
     row["measured_by"] = " ".join(sorted(metrics))
     if names.attackers_seeds and (_of_attacker(row) or name in _COMPARING):
         why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
@@ -697,12 +699,13 @@ def _of_attacker(row):
 
 def _over_seeds(by_seed):
     """(values, numbers, seeds, metrics, remarks) of the seeds that have a value, or None."""
-    good = {seed: r for seed, r in sorted(by_seed.items()) if r["value"] is not None}
+    by_seed = {seed: by_seed[seed] for seed in sorted(by_seed, key=lambda seed: (seed is not None, seed))}
+    good = {seed: r for seed, r in by_seed.items() if r["value"] is not None}
     if not good:
         return None
     remarks = [
         f"seed {seed} is missing, its record says: {r['why']}"
-        for seed, r in sorted(by_seed.items())
+        for seed, r in by_seed.items()
         if r["value"] is None
     ]
     remarks += _told({f"seed {seed}": r.get("extra", {}).get("remark") for seed, r in good.items()})

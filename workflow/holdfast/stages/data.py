@@ -32,7 +32,8 @@ def prepare_scenes(config, folder, faces_csv=None):
         faces_csv: index.csv of the training set, where the scenes are made of its faces.
 
     Raises:
-        HoldfastError: WIDER FACE is not as it should be, or the training set has no face boxes.
+        HoldfastError: WIDER FACE is not as it should be, or the training set has no face boxes, or no faces
+            but those that the attacker collects.
     """
     settings, folder = config["scenes"], Path(folder)
     source = scenes_source(config)
@@ -43,7 +44,8 @@ def prepare_scenes(config, folder, faces_csv=None):
         if source == "synthetic":
             scenes, about = _rendered(numbers, settings["size"], config["seed"]), {}
         else:
-            scenes, about = _pasted(numbers, settings["size"], config["seed"], open_faces(faces_csv))
+            collected, faces = config["attacker"]["images"], open_faces(faces_csv)
+            scenes, about = _pasted(numbers, settings["size"], config["seed"], faces, collected)
     total, size, boxes = sum(numbers.values()), settings["size"], []
     with writing(folder / "images.npy") as path:
         images = np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size, 3))
@@ -69,12 +71,25 @@ def _rendered(numbers, size, seed):
         yield images[0], boxes[0]
 
 
-def _pasted(numbers, size, seed, faces):
+def _pasted(numbers, size, seed, faces, collected):
     """Scenes with faces of the training split, and what is to be told of them.
 
-    The last of the faces are for the tests, so that no face of theirs was seen (a person may have been).
+    Not with its first faces, which the attacker collects: detectors that know their originals would find what
+    no others find. The last are for the tests, so that no face of theirs was seen (a person may have been).
+
+    Args:
+        collected: how many the attacker collects; None: all.
     """
     positions = faces.positions("train")
+    left = 0 if collected is None else len(positions[collected:])
+    if left < 2:
+        raise HoldfastError(
+            f"no faces of {faces.folder} are left to make scenes of",
+            found=f"{len(positions)} training faces, attacker.images: {collected or 'all'}",
+            expected="at least 2 more than the attacker collects, for detectors that do not know those",
+            repair="set attacker.images to fewer, or scenes.source to synthetic or to WIDER FACE's folder",
+        )
+    positions = positions[collected:]
     train = round(len(positions) * numbers["train"] / sum(numbers.values()))
 
     def scenes():

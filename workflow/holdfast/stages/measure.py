@@ -30,7 +30,7 @@ def measure_outputs(
     Args:
         state: "original" or "retrained": which weights `models` ({name: path}) are.
     """
-    work = Work(config, [protected_index, classifier, *models.values()])
+    work = Work(config, [protected_index, index_csv, classifier, *models.values()])
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
     positions = protected.source_positions
     judge = work.classifier(classifier)
@@ -83,7 +83,7 @@ def measure_outputs(
 
 def measure_images(config, dataset, defence, seed, protected_index, index_csv, records):
     """Table VI: the protected photograph against the clean one."""
-    work = Work(config, [protected_index], device="cpu")
+    work = Work(config, [protected_index, index_csv], device="cpu")
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
     streams = [Stream(metric) for metric in wanted(config, "images")]
     for part in batches(len(protected), config["measuring"]["batch"]):
@@ -103,7 +103,7 @@ def measure_images(config, dataset, defence, seed, protected_index, index_csv, r
 
 def measure_detection(config, dataset, defence, seed, protected_index, index_csv, detectors, records):
     """Table II: every detector on clean and on protected faces, against itself and against the truth."""
-    work = Work(config, [protected_index, *detectors.values()])
+    work = Work(config, [protected_index, index_csv, *detectors.values()])
     protected, faces = ProtectedSet(protected_index), open_faces(index_csv)
     positions = protected.source_positions
     truth = faces.boxes(positions)
