@@ -8,7 +8,6 @@ from holdfast.errors import HoldfastError
 from holdfast.metrics import METRICS
 from holdfast.metrics.metric import result
 from holdfast.records import provenance, record_of, write_records
-from holdfast.stages.health import EDIT_ACCURACY
 from holdfast.stages.pretrain import check_health
 
 ACCURACIES = {"Bangs": 0.75, "Male": 0.7, "Young": 0.2, "Bald": None}
@@ -21,7 +20,7 @@ def gate(tmp_path):
     def ask(ssim=0.65, weights="train", **health):
         rows = [
             (METRICS["ssim"], {}, ssim),
-            *((EDIT_ACCURACY, {"attribute": name}, value) for name, value in ACCURACIES.items()),
+            *((METRICS["edit_accuracy"], {"attribute": name}, value) for name, value in ACCURACIES.items()),
         ]
         records = tmp_path / "records.jsonl"
         write_records(records, [_record(*row) for row in rows])

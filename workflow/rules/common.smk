@@ -64,7 +64,7 @@ def library_of(section, name, *more):
     return library(*settings.modules_of(section, name), *more)
 
 
-HEALTH_LIBRARY = ["stages/health.py", "metrics/metric.py", "metrics/image.py", "metrics/fid.py"]
+HEALTH_LIBRARY = ["stages/health.py", *(f"metrics/{name}.py" for name in ("edits", "fid", "image", "metric"))]
 
 
 def library_of_all(section, names, *more):

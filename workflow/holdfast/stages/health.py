@@ -5,19 +5,9 @@ import torch
 from holdfast.deepfakes.classifier import unseen_positions
 from holdfast.metrics import METRICS
 from holdfast.metrics.fid import FeatureNetwork, FeatureStatistics, in_features_of, inception
-from holdfast.metrics.metric import Metric, Stream, result
+from holdfast.metrics.metric import Stream, result
 from holdfast.records import record_of
 from holdfast.stages.common import batches
-
-EDIT_ACCURACY = Metric(
-    name="edit_accuracy",
-    definition="Accuracy of the attribute classifier on G(x, target), for the edited attribute, among the "
-    "images whose label the edit changes.",
-    unit="fraction",
-    better_defence="down",
-    compute=None,
-    inputs="model",
-)
 
 
 def health_bar(wanted):
@@ -55,8 +45,7 @@ def health_records(work, model, faces, classifier, subject, history, seeds=None)
     network = feature_network(config, classifier, work.device)
     streams = {name: Stream(METRICS[name]) for name in ("ssim", "ssim_released", "psnr")}
     of_inputs, of_edits = FeatureStatistics(), FeatureStatistics()
-    changed = dict.fromkeys(model.target_names, 0)
-    right = dict.fromkeys(model.target_names, 0)
+    answered = {name: [] for name in model.target_names}
     judged = [classifier.attributes.index(name) for name in model.attributes]
     for part in batches(len(positions), config["measuring"]["batch"]):
         x = faces.pixels(positions[part]).to(work.device)
@@ -68,10 +57,8 @@ def health_records(work, model, faces, classifier, subject, history, seeds=None)
             for stream in streams.values():
                 stream.update(x, y)
             column = model.attributes.index(name)
-            differs = target[:, column] != labels[:, column]
-            hit = classifier.predict(y)[:, judged][:, column] == (target[:, column] > 0.5)
-            changed[name] += int(differs.sum())
-            right[name] += int((hit & differs).sum())
+            told = classifier.predict(y)[:, judged][:, column]
+            answered[name].append(torch.stack([labels[:, column] > 0.5, target[:, column] > 0.5, told]).cpu())
     provenance = work.provenance(**(seeds or {}))
     subject = {"kind": "model", **subject}
     answers = [(METRICS[name], stream.result()) for name, stream in streams.items()]
@@ -81,17 +68,17 @@ def health_records(work, model, faces, classifier, subject, history, seeds=None)
         record_of(metric, answer, subject=subject, provenance=provenance, pair="model")
         for metric, answer in answers
     ]
-    accuracies = {}
-    for name in model.target_names:
-        value = right[name] / changed[name] if changed[name] else None
-        accuracies[name] = result(value, changed[name], why="no image's label is changed by this edit")
+    metric = METRICS["edit_accuracy"]
+    accuracies = {name: metric.compute(*torch.cat(parts, dim=1)) for name, parts in answered.items()}
     known = [answer["value"] for answer in accuracies.values() if answer["value"] is not None]
     accuracies["mean"] = result(
-        sum(known) / len(known) if known else None, sum(changed.values()), why="no edit changes any label"
+        sum(known) / len(known) if known else None,
+        sum(answer["n"] for answer in accuracies.values()),
+        why="no edit changes any label",
     )
     for name, answer in accuracies.items():
         records.append(
-            record_of(EDIT_ACCURACY, answer, subject={**subject, "attribute": name}, provenance=provenance)
+            record_of(metric, answer, subject={**subject, "attribute": name}, provenance=provenance)
         )
     for record in records:
         record["extra"] |= history
