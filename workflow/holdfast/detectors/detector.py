@@ -95,8 +95,11 @@ class Detector:
         return self
 
     def freeze(self):
-        """Eval mode, no gradients for the parameters (gradients still reach the images)."""
-        self.network.eval().requires_grad_(False)
+        """Eval mode, no gradients for the parameters (gradients still reach the images).
+
+        Channels-last, in which convolutions and batch normalisation are faster, on a CPU as well.
+        """
+        self.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         return self
 
     # ---- what defences, attackers and training look at ----
