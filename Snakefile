@@ -16,6 +16,7 @@ HERE = Path(workflow.basedir)
 sys.path.insert(0, str(HERE / "workflow"))
 
 import holdfast.config as settings
+import holdfast.sources as sources
 from holdfast.errors import HoldfastError
 
 # Scripts run in processes of their own; they import the library from here, installed or not.

@@ -4,7 +4,7 @@ rule first_stage:
         index=faces(TRAINING_SET),
         deepfakes=ALL_DEEPFAKES,
         healthy=HEALTHY,
-        library=lambda w: library_of("defences", FIRST_STAGES[w.stage][0]),
+        library=lambda w: library(*sources.of_defence(FIRST_STAGES[w.stage][0])),
     output:
         R / "first_stages/{stage}/{seed}/perturbation.safetensors",
     log:
@@ -32,7 +32,7 @@ rule perturb:
         healthy=HEALTHY,
         detectors=ALL_DETECTORS,
         first=given_first_stage,
-        library=lambda w: library_of("defences", settings.defence_of(config, w.defence)[0]),
+        library=lambda w: library(*sources.of_defence(settings.defence_of(config, w.defence)[0])),
     output:
         perturbation=R / "perturbations/{defence}/{seed}/perturbation.safetensors",
         about=R / "perturbations/{defence}/{seed}/perturbation.json",

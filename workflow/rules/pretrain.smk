@@ -2,7 +2,7 @@ rule train_classifier:
     """The attribute classifier: judge of edit_accuracy."""
     input:
         index=faces(TRAINING_SET),
-        library=library("deepfakes/classifier.py", "training/loop.py"),
+        library=library(*sources.of_classifier()),
     output:
         weights=CLASSIFIER,
         log=R / "models/classifier/log.csv",
@@ -28,7 +28,7 @@ rule pretrain_deepfake:
     """A deepfake model, trained on the training set; resumes from its state file."""
     input:
         index=faces(TRAINING_SET),
-        library=lambda w: library_of("deepfakes", w.model, "deepfakes/training.py", "training/loop.py"),
+        library=lambda w: library(*sources.of_deepfake(w.model)),
     output:
         weights=R / "models/{model}/weights.safetensors",
         log=R / "models/{model}/log.csv",
@@ -121,9 +121,7 @@ rule get_detector:
         images=R / "data/scenes/images.npy",
         boxes=R / "data/scenes/boxes.json",
         given=given_to_detector,
-        library=lambda w: library_of(
-            "detectors", w.detector, "detectors/training.py", "training/loop.py", "metrics/detection.py"
-        ),
+        library=lambda w: library(*sources.of_detector(w.detector), "metrics/detection.py"),
     output:
         weights=R / "detectors/{detector}/weights.safetensors",
         records=R / "records/detectors/{detector}.jsonl",

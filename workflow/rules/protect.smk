@@ -7,7 +7,7 @@ rule protect:
         about=R / "perturbations/{defence}/{seed}/perturbation.json",
         deepfakes=ALL_DEEPFAKES,
         detectors=ALL_DETECTORS,
-        library=library("stages/protect.py", "data/pixels.py"),
+        library=lambda w: library(*sources.of_protection(settings.defence_of(config, w.defence)[0])),
     output:
         folder=directory(R / "protected/{dataset}/{defence}/{seed}/{split}"),
     log:

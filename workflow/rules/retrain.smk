@@ -66,7 +66,7 @@ rule retrain:
         healthy=R / "models/{model}/healthy.txt",
         harvest=R / f"harvest/{{defence}}/{{seed}}/{ATTACKER}/report.json",
         faces=faces(TRAINING_SET),
-        library=lambda w: library_of("deepfakes", w.model, "deepfakes/training.py", "training/loop.py"),
+        library=lambda w: library(*sources.of_deepfake(w.model)),
     output:
         weights=R / "retrained/{model}/{defence}/{seed}/weights.safetensors",
         log=R / "retrained/{model}/{defence}/{seed}/log.csv",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from holdfast import sources
 from holdfast.config import PIPELINE_KEYS, digest, hash_of
 from holdfast.data.faceset import FaceSet, read_report
 from holdfast.deepfakes import DEEPFAKES
@@ -73,13 +74,14 @@ def own_settings(entry):
     return {key: value for key, value in entry.items() if key not in PIPELINE_KEYS}
 
 
-def state_file(config, rule, *identity):
+def state_file(config, rule, *identity, code):
     """Where a training keeps its state: a folder of its own for everything that determines its result.
 
     Without the hash, a state from before a change of settings would be taken up silently. The kind of device
-    and the threads belong to it: they change the last bits of sums.
+    and the threads belong to it: they change the last bits of sums. `code`: the modules (sources.py).
     """
-    settled = digest([device_of(config).partition(":")[0], config["threads"], *identity])
+    kind = device_of(config).partition(":")[0]
+    settled = digest([kind, config["threads"], sources.hash_of(code), *identity])
     return Path(config["results"]) / "state" / rule / settled[:16] / "state.pt"
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+from holdfast import sources
 from holdfast.config import defence_of, first_stages
 from holdfast.data.pixels import stored
 from holdfast.defences import DEFENCES
@@ -57,7 +58,7 @@ def surroundings_of(work, label, method, settings, seed, index_csv, models, dete
         epsilon=config["epsilon"],
         seed_names=("defence", method, config["seed"], seed),
         device=work.device,
-        state_path=state_file(config, label, *identity, *seen),
+        state_path=state_file(config, label, *identity, *seen, code=sources.of_defence(method)),
         first=None if first is None else read_perturbation(first),
     )
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import torch
 
+from holdfast import sources
 from holdfast.config import all_attributes, scenes_source, sources_of
 from holdfast.data.download import fetch
 from holdfast.data.pixels import to_bytes, to_float
@@ -59,7 +60,8 @@ def train_classifier(config, index_csv, weights, log_csv, curves, records):
     work, faces, settings = Work(config, [index_csv]), open_faces(index_csv), config["classifier"]
     attributes = all_attributes(config)
     names = ("classifier", config["seed"])
-    state = state_file(config, "classifier", settings, attributes, names, fingerprint(faces.folder))
+    identity, code = (settings, attributes, names, fingerprint(faces.folder)), sources.of_classifier()
+    state = state_file(config, "classifier", *identity, code=code)
     classifier, log, accuracy = fit_classifier(
         faces, attributes, settings, names, state_path=state, device=work.device
     )
@@ -119,6 +121,7 @@ def pretrain_deepfake(config, name, index_csv, weights, log_csv, curves, samples
         config["image_size"],
         names,
         fingerprint(faces.folder),
+        code=sources.of_deepfake(name),
     )
     sheets = Path(samples).parent / "samples"
 
@@ -238,7 +241,7 @@ def get_detector(config, name, scenes_folder, weights, records):
             work.sha256(scenes.folder / "boxes.json"),
         )
         identity = (own_settings(entry), schedule, *seen, names, *begun)
-        state = state_file(config, f"detector_{name}", *identity)
+        state = state_file(config, f"detector_{name}", *identity, code=sources.of_detector(name))
         train_detector(detector, *scenes.train(), training, names, state)
     detector.save(weights)
     images, truth = scenes.test()

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from holdfast import sources
+from holdfast.config import defence_of
 from holdfast.data.pixels import to_bytes, to_float
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256_of, write_json, write_text, writing, writing_folder
@@ -77,7 +79,9 @@ def _kept(config, name, defence, perturbation, faces, split, limit):
     """Where the images that are done are kept: a folder of its own for all that determines them."""
     # The name of the defence's state file has its settings, its seed, and the models and detectors.
     settled = (defence.surroundings.state_path.parent.name, perturbation, config["measuring"]["batch"])
-    return state_file(config, f"protect_{name}", *settled, fingerprint(faces.folder), split, limit).parent
+    code = sources.of_protection(defence_of(config, name)[0])
+    settled = (*settled, fingerprint(faces.folder), split, limit)
+    return state_file(config, f"protect_{name}", *settled, code=code).parent
 
 
 class ProtectedSet:

@@ -2,6 +2,7 @@
 
 import sys
 
+from holdfast import sources
 from holdfast.data.faceset import read_report
 from holdfast.deepfakes import model as deepfake_model
 from holdfast.deepfakes.training import obstacle, precision_of, train_deepfake
@@ -43,6 +44,7 @@ def retrain(
         names,
         fingerprint(harvested.folder),
         work.sha256(pretrained),
+        code=sources.of_deepfake(name),
     )
     history = deepfake_model.history_of(pretrained)
     collected = read_report(harvested.folder)["found"]

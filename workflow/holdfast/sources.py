@@ -1,0 +1,48 @@
+"""The modules whose code decides what a training or an optimisation gives, and a hash of that code.
+
+The rules name them as inputs, so that a job runs again when one of them changes; and the folder of its state
+file is named by their hash, so that it then does not take up what other code has computed. Not the whole
+library, or any change would cost every job.
+"""
+
+import ast
+import functools
+
+from holdfast.config import PACKAGE, digest, modules_of
+
+LOOP = "training/loop.py"
+
+
+def of_classifier():
+    """Paths within the library, as those of all functions here."""
+    return ("deepfakes/classifier.py", LOOP)
+
+
+def of_deepfake(name):
+    return (*modules_of("deepfakes", name), "deepfakes/training.py", LOOP)
+
+
+def of_detector(name):
+    return (*modules_of("detectors", name), "detectors/training.py", LOOP)
+
+
+def of_defence(name):
+    return modules_of("defences", name)
+
+
+def of_protection(name):
+    return (*of_defence(name), "stages/protect.py", "data/pixels.py")
+
+
+def hash_of(modules):
+    """sha256 of the modules' code; comments, docstrings and layout do not count."""
+    return digest([_code(module) for module in modules])
+
+
+@functools.cache
+def _code(module):
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
