@@ -19,6 +19,7 @@ def of_classifier():
 
 
 def of_deepfake(name):
+    """Of pretraining and of retraining."""
     return (*modules_of("deepfakes", name), "deepfakes/training.py", LOOP)
 
 
@@ -31,6 +32,7 @@ def of_defence(name):
 
 
 def of_protection(name):
+    """Of protected images; a defence per image works there."""
     return (*of_defence(name), "stages/protect.py", "data/pixels.py")
 
 

@@ -197,7 +197,7 @@ def train_detector(detector, scenes, boxes, settings, seed_names, state_path, lo
         optimizer.step()
         return {"loss": loss.item(), "face": face_loss.item(), "box": box_loss.item()}
 
-    # A step takes about two thirds of the time so, on a CPU as well.
+    # Steps are faster so, on a CPU as well.
     network.train().to(memory_format=torch.channels_last)
     try:
         history = run_steps(

@@ -78,10 +78,10 @@ def protect(
 def _kept(config, name, defence, perturbation, faces, split, limit):
     """Where the images that are done are kept: a folder of its own for all that determines them."""
     # The name of the defence's state file has its settings, its seed, and the models and detectors.
-    settled = (defence.surroundings.state_path.parent.name, perturbation, config["measuring"]["batch"])
+    begun = defence.surroundings.state_path.parent.name
+    taken = (fingerprint(faces.folder), split, limit, config["measuring"]["batch"])
     code = sources.of_protection(defence_of(config, name)[0])
-    settled = (*settled, fingerprint(faces.folder), split, limit)
-    return state_file(config, f"protect_{name}", *settled, code=code).parent
+    return state_file(config, f"protect_{name}", begun, perturbation, *taken, code=code).parent
 
 
 class ProtectedSet:
