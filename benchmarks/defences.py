@@ -5,18 +5,22 @@
     python benchmarks/defences.py --device cuda --defence tsdf --models stargan attgan
 
 The plain way computes the clean images' features (in stage 2: the targets) anew in every step, and gets a
-deepfake model's features by running its whole generator. Models are attacked one after the other in both.
-One minibatch, networks with weights drawn anew; both ways start at the same perturbation and take turns,
-step by step. Seconds are means over the steps, without what Holdfast computes once for a minibatch, which
-stands in the column `once`. `difference` is the largest one between the two perturbations after the last
-step, in units of [-1, 1].
+deepfake model's features by running its whole generator. `backward` is the plain way on networks whose
+weights nobody froze, with `loss.backward()`, as attacks are often written: it computes the weights' gradients
+as well. Models are attacked one after the other in all three. One minibatch, networks with weights drawn
+anew; all ways start at the same perturbation and take turns, step by step. Seconds are means over the steps,
+without what Holdfast computes once for a minibatch, which stands in the column `once`; ratios are to
+Holdfast's. `difference` is the largest one between Holdfast's perturbation and another after the last step,
+in units of [-1, 1].
 """
 
 import argparse
+import copy
 import os
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +84,30 @@ def forget(stage):
         stage._prepared = False
 
 
+def unfrozen(surroundings):
+    """The same with copies of its networks, whose weights take gradients as a loaded checkpoint's do."""
+    models = {name: copy.deepcopy(model) for name, model in surroundings.models.items()}
+    detectors = {name: copy.deepcopy(detector) for name, detector in surroundings.detectors.items()}
+    for model in models.values():
+        for network in model.networks.values():
+            network.requires_grad_(True)
+    for detector in detectors.values():
+        detector.network.requires_grad_(True)
+    return Surroundings(**vars(surroundings) | {"models": models, "detectors": detectors})
+
+
+def read_off_whole_generators(surroundings):
+    models = {name: WholeGenerator(model) for name, model in surroundings.models.items()}
+    return Surroundings(**vars(surroundings) | {"models": models})
+
+
+def slope_by_backward(loss, point):
+    """`torch.autograd.grad(loss, point)` by `loss.backward()`."""
+    point.grad = None
+    loss.backward()
+    return (point.grad,)
+
+
 def surroundings_of(options, known):
     """One minibatch, and the networks at the size that is asked for."""
     depth = options.size.bit_length() - 1
@@ -131,22 +159,33 @@ def seconds_of(device, work):
     return time.perf_counter() - began
 
 
-def compared(ours, plain, steps, device):
-    """(seconds that ours needs once, seconds per step of ours, of the plain way, largest difference)."""
-    # A first step of both, for what is computed once and for what torch sets up; then start anew.
+def compared(ways, steps, device):
+    """(seconds that the first way needs once, {way: seconds per step}, largest difference to the first).
+
+    Args:
+        ways: {name: stage}, of the same settings; Holdfast's first.
+    """
+    ours = next(iter(ways.values()))
+
+    def step(name, index):
+        if ways[name] is not ours:
+            forget(ways[name])
+        by = slope_by_backward if name == "backward" else torch.autograd.grad
+        with mock.patch.object(torch.autograd, "grad", by):
+            return seconds_of(device, lambda: ways[name].step(index))
+
+    # A first step of each, for what is computed once and for what torch sets up; then start anew.
     state = ours.state_dict()
-    first = seconds_of(device, lambda: ours.step(0))
-    plain.step(0)
-    ours.load_state_dict(state)
-    plain.load_state_dict(state)
-    seconds = {"ours": 0.0, "plain": 0.0}
+    first = {name: step(name, 0) for name in ways}
+    for stage in ways.values():
+        stage.load_state_dict(state)
+    seconds = dict.fromkeys(ways, 0.0)
     for index in range(steps):
-        seconds["ours"] += seconds_of(device, lambda i=index: ours.step(i))
-        forget(plain)
-        seconds["plain"] += seconds_of(device, lambda i=index: plain.step(i))
-    difference = (ours.perturbation - plain.perturbation).abs().max().item()
-    once = max(0.0, first - seconds["ours"] / steps)
-    return once, seconds["ours"] / steps, seconds["plain"] / steps, difference
+        for name in ways:
+            seconds[name] += step(name, index) / steps
+    name = next(iter(ways))
+    difference = max((stage.perturbation - ours.perturbation).abs().max().item() for stage in ways.values())
+    return max(0.0, first[name] - seconds[name]), seconds, difference
 
 
 def main():
@@ -164,26 +203,33 @@ def main():
     torch.set_num_threads(options.threads)
     known = config.read(ROOT / "config.yaml")
     s = surroundings_of(options, known)
-    whole = Surroundings(
-        **vars(s) | {"models": {name: WholeGenerator(model) for name, model in s.models.items()}}
-    )
+    around = {
+        "ours": s,
+        "plain": read_off_whole_generators(s),
+        "backward": read_off_whole_generators(unfrozen(s)),
+    }
     print(f"{options.size} px, {options.channels} channels, batch {options.batch}, {options.device}")
     print(f"models: {', '.join(s.models)}; detectors: {', '.join(s.detectors)}; {options.steps} steps")
-    print(f"{'':<24}{'once s':>9}{'step s':>9}{'plain s':>9}{'ratio':>8}{'difference':>12}")
+    heads = ("once s", "step s", "plain s", "ratio", "backward s", "ratio", "difference")
+    print(f"{'':<24}{''.join(f'{head:>11}' for head in heads)}")
     for name in options.defence:
         settings = own_settings(known["defences"][name])
         if "s3fd" not in s.detectors and "flood_weight" in settings:
             settings["flood_weight"] = 0
         settings = DEFENCES[name](settings, s).settings
         first, second = STAGES[name]
-        interruption = first(s, settings)
-        pairs = {"stage 1": (interruption, first(whole, settings))}
+        stages = {"stage 1": {way: first(of, settings) for way, of in around.items()}}
         if s.detectors:
-            pairs["stage 2"] = second(s, settings, interruption), second(s, settings, interruption)
-        for label, (ours, plain) in pairs.items():
-            once, own, other, difference = compared(ours, plain, options.steps, options.device)
-            row = f"{once:>9.3f}{own:>9.3f}{other:>9.3f}{other / own:>8.2f}{difference:>12.1e}"
-            print(f"{f'{name}, {label}':<24}{row}", flush=True)
+            interruption = stages["stage 1"]["ours"]
+            stages["stage 2"] = {way: second(of, settings, interruption) for way, of in around.items()}
+        for label, ways in stages.items():
+            once, seconds, difference = compared(ways, options.steps, options.device)
+            own, other, third = seconds.values()
+            cells = (once, own, other, other / own, third, third / own)
+            row = "".join(
+                f"{cell:>11.{digits}f}" for cell, digits in zip(cells, (3, 3, 3, 2, 3, 2), strict=True)
+            )
+            print(f"{f'{name}, {label}':<24}{row}{difference:>11.1e}", flush=True)
 
 
 if __name__ == "__main__":
