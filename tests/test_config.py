@@ -42,7 +42,7 @@ DEMO_TOO = re.compile(
     r"|deepfakes\.stargan\.lambda_identity|defences\.cmua\.factor"
 )
 LAB_TOO = re.compile(
-    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|attgan|attentiongan)\.lambda_rec"
+    r"deepfakes\.hisd\.(attributes|tags)|deepfakes\.(hisd|stargan|attgan|attentiongan)\.lambda_rec"
     r"|deepfakes\.(attgan|attentiongan)\.lambda_cls|deepfakes\.attgan\.(lambda_cls_real|mirror)"
     r"|deepfakes\.stargan\.lambda_(cls|identity)|defences\.cmua\.factor"
 )
@@ -626,8 +626,8 @@ def test_the_papers_constants_hold_in_every_preset(presets):
         "redrawn",
         ["retinaface"],
     ]
-    assert stargan["lambda_cls"] == (4.5 if found["preset"] == "lab" else 1)
-    assert (stargan["lambda_rec"], stargan["lambda_gp"]) == (10, 10)
+    weights = [stargan[key] for key in ("lambda_cls", "lambda_rec", "lambda_gp")]
+    assert weights == ([4.5, 15, 10] if found["preset"] == "lab" else [1, 10, 10])
     assert stargan["attributes"] == ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
 
 
