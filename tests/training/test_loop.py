@@ -309,6 +309,13 @@ def test_the_rate_is_one_and_then_falls_to_nothing(total, data):
     assert linear_decay(total, total) == 0 and linear_decay(total - 1, total) > 0
 
 
+@given(st.integers(1, 500), st.floats(0, 0.99), st.data())
+def test_the_rate_may_fall_later(total, after, data):
+    step = data.draw(st.integers(0, total))
+    expected = 1.0 if step <= after * total else (1 - step / total) / (1 - after)
+    assert linear_decay(step, total, after) == pytest.approx(expected, abs=1e-9)
+
+
 def test_a_full_disk_is_told(tmp_path, full_disk):
     state = {"net": torch.nn.Linear(100, 100)}
     with pytest.raises(HoldfastError, match="no space left"):

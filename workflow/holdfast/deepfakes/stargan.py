@@ -18,6 +18,7 @@ from torch import nn
 from holdfast.deepfakes.losses import attribute_loss, critic_losses
 from holdfast.deepfakes.model import DeepfakeModel
 from holdfast.errors import HoldfastError
+from holdfast.training.loop import linear_decay
 
 SETTINGS = {
     "attributes": {
@@ -55,6 +56,13 @@ SETTINGS = {
         "description": "Weight of what an edit to a face's own attributes changes; 0 as published.",
     },
     "lambda_gp": {"type": "number", "minimum": 0, "default": 10, "description": "Weight of the penalty."},
+    "decay_after": {
+        "type": "number",
+        "minimum": 0,
+        "exclusiveMaximum": 1,
+        "default": 0.5,
+        "description": "Share of the iterations after which the rates fall, linearly to 0.",
+    },
 }
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 
@@ -207,6 +215,9 @@ class StarGAN(DeepfakeModel):
 
     def edit(self, x, target):
         return self.generator(x, target)
+
+    def rate_factor(self, step, iterations):
+        return linear_decay(step, iterations, self.settings["decay_after"])
 
     def discriminator_loss(self, x, attributes, target, mix):
         """WGAN-GP and classification of real images. `mix`: (N, 1, 1, 1) in [0, 1], for the penalty."""

@@ -118,6 +118,6 @@ def mirror(x, random):
     return torch.where(turned[:, None, None, None], x.flip(3), x)
 
 
-def linear_decay(step, total_steps):
-    """StarGAN's schedule: 1 over the first half, then falling linearly towards 0."""
-    return min(1.0, 2.0 * (total_steps - step) / total_steps)
+def linear_decay(step, total_steps, after=0.5):
+    """StarGAN's schedule: 1 over the first half (the share `after`, below 1), then falling linearly to 0."""
+    return min(1.0, (total_steps - step) / ((1 - after) * total_steps))
