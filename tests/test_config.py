@@ -627,7 +627,7 @@ def test_the_papers_constants_hold_in_every_preset(presets):
         ["retinaface"],
     ]
     weights = [stargan[key] for key in ("lambda_cls", "lambda_rec", "lambda_gp")]
-    assert weights == ([4.5, 15, 10] if found["preset"] == "lab" else [1, 10, 10])
+    assert weights == ([3, 15, 10] if found["preset"] == "lab" else [1, 10, 10])
     assert stargan["attributes"] == ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
 
 

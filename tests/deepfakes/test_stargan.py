@@ -249,3 +249,9 @@ def test_sizes_that_are_no_power_of_two(tiny, size, layers):
 
 def test_it_is_registered():
     assert DEEPFAKES["stargan"] is StarGAN and StarGAN.title == "StarGAN"
+
+
+def test_rates_begin_to_fall_when_the_settings_say(tiny):
+    assert [tiny().rate_factor(step, 10) for step in (0, 5, 6, 9)] == pytest.approx([1, 1, 0.8, 0.2])
+    late = tiny(decay_after=0.8)
+    assert [late.rate_factor(step, 10) for step in (0, 8, 9)] == pytest.approx([1, 1, 0.5])
