@@ -49,6 +49,15 @@ def test_interrupted_training_ends_like_uninterrupted(
     assert resumed_log == log and same(state(resumed), end)
 
 
+def test_an_interrupted_running_average_ends_like_an_uninterrupted_one(
+    tiny, faces, settings, train_interrupted, state, same
+):
+    settings, whole = settings | {"average": 0.5}, tiny()
+    log = train_deepfake(whole, faces, settings, NAMES)
+    resumed, resumed_log = train_interrupted(tiny, faces, settings, NAMES, stops=(1, 4))
+    assert resumed_log == log and same(state(resumed), state(whole))
+
+
 @pytest.mark.parametrize(
     "able, expected",
     [
@@ -102,6 +111,40 @@ def test_rates_fall_linearly_over_the_second_half(tiny, faces, settings, adam_st
     train_deepfake(tiny(), faces, once, NAMES)
     rates = [rate for row in adam_steps for rate in row["rates"]]
     assert rates == pytest.approx([0.01] * 5 + [0.0075, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize("name", ["stargan", "attgan", "attentiongan"])
+def test_the_running_average_is_what_training_gives(tiny_of, faces, state, monkeypatch, name):
+    """Against the recursion, on the weights that trainings of 1 to 4 iterations end with."""
+    tiny = tiny_of(name)
+    monkeypatch.setattr(type(tiny()), "rate_factor", lambda model, step, iterations: 1.0)
+    settings = tiny().settings | {"critic_steps": 1, "generator_rate": 0.01}
+    lasts, sheets = [], []
+    for iterations in (1, 2, 3, 4):
+        model = tiny()
+        log = train_deepfake(model, faces, settings | {"iterations": iterations}, NAMES)
+        lasts.append(state(model))
+    expected = lasts[0]
+    for last in lasts[1:]:
+        expected = {
+            key: 0.75 * expected[key] + 0.25 * value if key.startswith("generator.") else value
+            for key, value in last.items()
+        }
+    model = tiny()
+    averaged_log = train_deepfake(
+        model,
+        faces,
+        settings | {"iterations": 4, "average": 0.75},
+        NAMES,
+        on_sample=lambda done: sheets.append(state(model)),
+    )
+    assert averaged_log == log
+    found = state(model)
+    for key, value in expected.items():
+        if found[key].is_floating_point():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(found[key], lasts[-1][key]) for key in found if key.startswith("generator."))
+    assert all(torch.equal(sheets[-1][key], value) for key, value in found.items())
 
 
 def test_faces_are_mirrored_at_random_where_that_is_asked_for(tiny, faces, settings):

@@ -314,6 +314,7 @@ def test_the_rate_may_fall_later(total, after, data):
     step = data.draw(st.integers(0, total))
     expected = 1.0 if step <= after * total else (1 - step / total) / (1 - after)
     assert linear_decay(step, total, after) == pytest.approx(expected, abs=1e-9)
+    assert linear_decay(step, total, 1) == 1  # never
 
 
 def test_a_full_disk_is_told(tmp_path, full_disk):

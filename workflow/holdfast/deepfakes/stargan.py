@@ -59,9 +59,9 @@ SETTINGS = {
     "decay_after": {
         "type": "number",
         "minimum": 0,
-        "exclusiveMaximum": 1,
+        "maximum": 1,
         "default": 0.5,
-        "description": "Share of the iterations after which the rates fall, linearly to 0.",
+        "description": "Share of the iterations after which the rates fall, linearly to 0; 1: they do not.",
     },
 }
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")

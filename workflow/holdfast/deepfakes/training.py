@@ -5,8 +5,12 @@ is a generator: it yields (network, loss, figures for the log) in the order of i
 when that network has been updated, so that a later loss may use what an earlier one computed.
 """
 
+import copy
+from contextlib import contextmanager
+
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
@@ -41,6 +45,14 @@ SETTINGS = {
         "minimum": 1,
         "default": 5,
         "description": "Discriminator steps per generator step.",
+    },
+    "average": {
+        "type": "number",
+        "minimum": 0,
+        "exclusiveMaximum": 1,
+        "default": 0,
+        "description": "Share that the running average of the generator's weights keeps of itself in a step; "
+        "training gives that average (Karras et al., ICLR 2018). 0: the last weights.",
     },
     "mirror": {
         "type": "boolean",
@@ -122,6 +134,22 @@ def obstacle(model, faces):
     return model.obstacle(faces.labels(positions, model.attributes))
 
 
+@contextmanager
+def weights_of(average, network):
+    """Within it, `network` has the weights of its running average, where there is one; then its own again."""
+    own = None if average is None else copy.deepcopy(network.state_dict())
+    take(average, network)
+    yield
+    if own is not None:
+        network.load_state_dict(own)
+
+
+def take(average, network):
+    """Give `network` the weights of its running average; None: it keeps its own."""
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
+
+
 def train_deepfake(model, faces, settings, seed_names, *, state_path=None, device="cpu", on_sample=None):
     """Train all networks of `model` on the split `train` of `faces`.
 
@@ -156,6 +184,12 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
     optimisers = model.optimisers(settings)
     rates = {name: [group["lr"] for group in thing.param_groups] for name, thing in optimisers.items()}
     device_type, precision = torch.device(device).type, precision_of(settings, device)
+    average = None
+    # HiSD has its average as a network of its own, and keeps it itself.
+    if settings["average"] and "average" not in networks:
+        average = AveragedModel(
+            networks["generator"], multi_avg_fn=get_ema_multi_avg_fn(settings["average"]), use_buffers=True
+        )
 
     def update(name, loss, step):
         optimiser = optimisers[name]
@@ -175,6 +209,8 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
             with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
                 found = next(updates, None)
             if found is None:
+                if average is not None:
+                    average.update_parameters(networks["generator"])
                 return losses
             name, loss, shown = found
             update(name, loss, step)
@@ -182,10 +218,13 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
 
     def after_step(step, log):
         if on_sample is not None and 10 * (step + 1) // iterations > 10 * step // iterations:
-            on_sample((step + 1) / iterations)
+            with weights_of(average, networks["generator"]):
+                on_sample((step + 1) / iterations)
 
     state = {**networks, **{f"{name} optimiser": thing for name, thing in optimisers.items()}}
-    return run_steps(
+    if average is not None:
+        state["running average"] = average
+    log = run_steps(
         iterations,
         step_fn,
         state,
@@ -193,3 +232,5 @@ def train_deepfake(model, faces, settings, seed_names, *, state_path=None, devic
         description=f"training {model.title} in {precision}",
         after_step=after_step,
     )
+    take(average, networks["generator"])
+    return log

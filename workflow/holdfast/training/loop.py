@@ -119,5 +119,6 @@ def mirror(x, random):
 
 
 def linear_decay(step, total_steps, after=0.5):
-    """StarGAN's schedule: 1 over the first half (the share `after`, below 1), then falling linearly to 0."""
-    return min(1.0, (total_steps - step) / ((1 - after) * total_steps))
+    """StarGAN's schedule: 1 over the first half (the share `after`), then falling linearly to 0."""
+    span = (1 - after) * total_steps
+    return min(1.0, (total_steps - step) / span) if span else 1.0
