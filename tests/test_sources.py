@@ -55,6 +55,13 @@ def test_every_module_named_is_there():
     assert {"deepfakes/stargan.py", "detectors/vgg.py", "defences/hiding.py"} <= named
 
 
+def test_a_defence_is_of_the_code_of_what_it_attacks():
+    found = sources.of_attacked(["attentiongan", "hisd"], ["s3fd"])
+    assert {"deepfakes/stargan.py", "deepfakes/hisd.py", "detectors/s3fd.py"} <= set(found)
+    assert not {"deepfakes/attgan.py", "detectors/dsfd.py"} & set(found)
+    assert sources.of_attacked([], []) == ()
+
+
 def test_a_state_of_other_code_is_not_taken_up(monkeypatch):
     from holdfast.stages.common import state_file
 

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from holdfast import config as configs
+from holdfast import sources
 from holdfast.data.faceset import write_faceset
 from holdfast.data.pixels import stored
 from holdfast.deepfakes import DEEPFAKES
@@ -91,6 +92,20 @@ def chain(tmp_path):
 
 def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("module", ["defences/tsdf_hidden", "deepfakes/stargan", "detectors/retinaface"])
+def test_a_perturbation_begins_anew_where_what_it_attacks_has_other_code(chain, monkeypatch, module):
+    """The weights are the same, what is done with them is not."""
+    states = []
+    for version in (1, 1, 2):
+        code = {f"{module}.py": version}
+        monkeypatch.setattr(
+            sources, "hash_of", lambda modules, code=code: [code.get(name) for name in modules]
+        )
+        chain.perturb("tsdf_hidden")
+        states.append(sorted(chain.folder.rglob("state.pt")))
+    assert states[0] and states[0] == states[1] and len(states[2]) == 2 * len(states[0])
 
 
 @pytest.mark.parametrize("name", PER_IMAGE)

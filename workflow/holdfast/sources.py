@@ -31,6 +31,14 @@ def of_defence(name):
     return modules_of("defences", name)
 
 
+def of_attacked(models, detectors):
+    """Of what a defence looks at, by name: weights do not say what is done with them."""
+    given = {"deepfakes": models, "detectors": detectors}
+    return tuple(
+        module for kind, names in given.items() for name in names for module in modules_of(kind, name)
+    )
+
+
 def of_protection(name):
     """Of protected images; a defence per image works there."""
     return (*of_defence(name), "stages/protect.py", "data/pixels.py")

@@ -48,6 +48,7 @@ def surroundings_of(work, label, method, settings, seed, index_csv, models, dete
     identity = (method, settings, config["epsilon"], seed, config["seed"], config["image_size"], edited)
     files = [*models.values(), *detectors.values(), *filter(None, [first])]
     seen = (fingerprint(faces.folder), len(positions), [work.sha256(path) for path in files])
+    code = sources.of_defence(method) + sources.of_attacked(models, detectors)
     return Surroundings(
         models=opened,
         detectors={key: work.detector(key, path) for key, path in detectors.items()},
@@ -58,7 +59,7 @@ def surroundings_of(work, label, method, settings, seed, index_csv, models, dete
         epsilon=config["epsilon"],
         seed_names=("defence", method, config["seed"], seed),
         device=work.device,
-        state_path=state_file(config, label, *identity, *seen, code=sources.of_defence(method)),
+        state_path=state_file(config, label, *identity, *seen, code=code),
         first=None if first is None else read_perturbation(first),
     )
 
