@@ -27,8 +27,8 @@ SIZES = re.compile(
     | deepfakes\.\w+\.(\w*channels|layers|discriminator_layers|hidden|style|noise|iterations|batch
                        |critic_steps|generator_rate|discriminator_rate|decay_after|average|precision|skip|title)
     | detectors\.\w+\.(width|anchors|input_size|skip|training\.\w+)
-    | defences\.\w+\.(iterations|poison_iterations|poison_steps|steps|batch|fused_size|adaptor_channels
-                      |feature_size|search_trials|skip|title|seeds)
+    | defences\.\w+\.(iterations|(more_)?poison_iterations|poison_steps|steps|batch|fused_size
+                      |adaptor_channels|feature_size|search_trials|skip|title|seeds)
     | attacker\.(images|models|defences|seeds|iterations|generator_rate|discriminator_rate)
     | studies\.\w+\.(skip|seeds|vary\.\w+)""",
     re.VERBOSE,

@@ -35,6 +35,7 @@ STARGAN = {key: setting["default"] for key, setting in SETTINGS.items()} | {
 SHORT = {
     "iterations": 2,
     "poison_iterations": 2,
+    "more_poison_iterations": 2,
     "poison_steps": 2,
     "steps": 2,
     "batch": 4,

@@ -24,6 +24,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 EPSILON = 0.05
 STRONGEST = {"anchors": "strongest", "count": 3, "iterations": 1, "lambda_enh": 0, "interruption_weight": 0}
 STRONGEST |= {"when_hidden": "stay", "poison_step_size": 0.01, "edit_turns": "equal"}
+STRONGEST |= {"more_poison_iterations": 0}
 BOTH = [TSDFHidden, UniversalTSDFHidden]
 INTERRUPTION = ["interruption_balance", "interruption_target", "edit_turns"]
 TURNS = [("features", 0), ("outputs", 0), ("outputs", 3)]
@@ -365,6 +366,32 @@ def test_an_iterate_that_no_detector_sees_is_not_given_up_for_the_slack_of_some(
     most = (margins <= 0).sum(dim=1).max(dim=0).values
     assert ((kept <= 0).sum(dim=0) == most).all()
     assert 0 < (most == len(margins[0])).sum() < len(most)
+
+
+@pytest.mark.parametrize("batch", [40, 3])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_only_images_that_are_still_seen_take_the_further_steps(
+    simple, square_model, power_detector, weight, batch
+):
+    detectors = {name: power_detector(name, offset=-0.3) for name in ("one", "two")}
+    s = on_grid(simple({"square": square_model("square")}, detectors, 40, epsilon=0.4, batch=batch))
+    settings = STRONGEST | {"psnr_floor": None, "when_hidden": "continue", "interruption_weight": weight}
+
+    def perturbed(first, more):
+        own = {"poison_iterations": first, "more_poison_iterations": more}
+        defence = interrupted(settings | own, s, torch.zeros(s.shape))
+        found = defence.perturb(s.images)
+        poisoning = defence._poisoning
+        margins = poisoning.slope(stored(s.images + found), poisoning.targets(s.images), 0)[1]
+        return found, (margins > 0).any(dim=0)
+
+    short, seen = perturbed(8, 0)
+    long, seen_later = perturbed(20, 0)
+    found, seen_then = perturbed(8, 12)
+    assert 0 < seen_later.sum() < seen.sum() < len(seen)
+    np.testing.assert_allclose(found[~seen], short[~seen], **CLOSE)
+    np.testing.assert_allclose(found[seen], long[seen], **CLOSE)
+    assert torch.equal(seen_then, seen & seen_later)
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])

@@ -44,7 +44,7 @@ class Chain:
                 "defences": {
                     "facepoison": {"iterations": 2},
                     "ssod": {"iterations": 2, "target_above": 0.0},
-                    "tsdf_hidden": {"iterations": 1, "poison_iterations": 2},
+                    "tsdf_hidden": {"iterations": 1, "poison_iterations": 2, "more_poison_iterations": 1},
                 },
                 "attacker": {"threshold": 0.0, "no_detection": "drop"},
                 "measuring": {"batch": 3, **measuring},

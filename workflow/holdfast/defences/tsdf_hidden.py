@@ -21,7 +21,8 @@ from falls likewise: the last one that sees it gets what the others do not need 
 serves the goal that gains more there, image by image, and what hiding does not need goes back to
 interruption: the budget is split by measured sensitivity and in time, not by a fixed mask. Kept is, of the
 iterates that most detectors are blind to, the one that disrupts the weakest edits most (F of features: the
-largest one); with `edit_turns: equal`, where every step has F of another edit, the last. M, the split:
+largest one); with `edit_turns: equal`, where every step has F of another edit, the last. Images that some
+detector still sees after `poison_iterations` go on for `more_poison_iterations`. M, the split:
 
 - "whole": 1;
 - "intensity": TSDF's M_d (separation.py), where |W0| < tau;
@@ -31,6 +32,7 @@ largest one); with `edit_turns: equal`, where every step has F of another edit, 
 |---|---|---|
 | iterations, batch, step_size, momentum, lambda_enh | 50, 8, 0.001, 0.8, 0.001 | stage 1: as TSDF's |
 | poison_iterations | 80 | ours; steps per image, or passes over the images (there: 30, as TSDF's) |
+| more_poison_iterations | 80 | ours; further ones for the images that some detector still sees |
 | poison_step_size (eta) | 0.01 | a tenth of the range; universal: a tenth of that suits |
 | poison_momentum (mu) | 0.5 | ours |
 | anchors, count, overlap | matching, 100, 0.35 | hiding.py; the detectors' own matching threshold |
@@ -55,6 +57,8 @@ Stage 1's other settings are TSDF's defaults.
 Several faces in a photograph are all hidden. An image does not depend on those protected beside it,
 but a batch of one may be summed in another order, and the signs of the steps amplify that.
 """
+
+from dataclasses import dataclass
 
 import torch
 
@@ -108,6 +112,12 @@ SETTINGS = {
         "minimum": 1,
         "default": 80,
         "description": "Steps of stage 2 per image; of the universal one: passes over the images.",
+    },
+    "more_poison_iterations": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 80,
+        "description": "Further steps for an image whose face a detector still sees after these (per image).",
     },
     "poison_step_size": {
         "type": "number",
@@ -490,6 +500,58 @@ def interruption_stage(surroundings, settings):
     return Interruption(surroundings, {**TSDF_DEFAULTS, **{key: settings[key] for key in FIRST_STAGE}})
 
 
+def blindness(margins, slack):
+    """How blind the detectors are to each image, (N,): each counts that has no margin above 0, and then, one
+    more of which outweighs this of all the others, each that has none above -slack.
+
+    Args:
+        margins: the largest one of each detector, (D, N).
+        slack: how far below 0.
+    """
+    return ((len(margins) + 1) * (margins <= 0).long() + (margins <= -slack)).sum(dim=0)
+
+
+@dataclass
+class Search:
+    """Where the steps on some images stand. Each row is of one image.
+
+    Attributes:
+        start: W0 within its bounds; found: the iterate; velocity; kept: the best of the iterates that have
+            been looked at: all (N, 3, S, S).
+        weight: lambda, (N, 1, 1, 1).
+        weights: of the detectors, (D, N).
+        most, best: :func:`blindness` to what is kept, and its F, (N,).
+    """
+
+    start: torch.Tensor
+    found: torch.Tensor
+    velocity: torch.Tensor
+    kept: torch.Tensor
+    weight: torch.Tensor
+    weights: torch.Tensor
+    most: torch.Tensor
+    best: torch.Tensor
+
+    def of(self, rows):
+        """That of some of the images."""
+        of_rows = {name: value[rows] for name, value in vars(self).items() if name != "weights"}
+        return Search(weights=self.weights[:, rows], **of_rows)
+
+    def still_seen(self):
+        """Whether some detector sees the face in what is kept: bool (N,)."""
+        detectors = len(self.weights)
+        return self.most < detectors * (detectors + 1)
+
+    def keep(self, blind, value):
+        """Takes the iterates that more detectors are blind to than to what is kept, or as many and that
+        disrupt as much or more (which, where F is of another edit in every step, is the last).
+        """
+        take = (blind > self.most) | ((blind == self.most) & (value >= self.best))
+        self.kept = torch.where(_per_image(take), self.found, self.kept)
+        self.best = torch.where(take, value, self.best)
+        self.most = torch.maximum(self.most, blind)
+
+
 class TSDFHidden(Defence):
     """Per image, on a universal interruption. `perturbation` is W0.
 
@@ -518,54 +580,69 @@ class TSDFHidden(Defence):
         return torch.cat([self._generated(part) for part in images.split(self.surroundings.batch)])
 
     def _generated(self, images):
+        first, more = self.settings["poison_iterations"], self.settings["more_poison_iterations"]
+        search = self._begun(images)
+        self._go_on(images, search, range(first))
+        seen = search.still_seen().nonzero().flatten()
+        if more and len(seen):
+            rest = search.of(seen)
+            self._go_on(images[seen], rest, range(first, first + more))
+            search.kept[seen] = rest.kept
+        return (images + search.kept).clamp(-1, 1) - images
+
+    def _begun(self, images):
+        start = self._poisoning.bounded(self.perturbation.to(images.device)).expand_as(images).contiguous()
+        nothing = torch.zeros(len(images), device=images.device)
+        return Search(
+            start=start,
+            found=start,
+            velocity=torch.zeros_like(images),
+            weight=torch.full_like(images[:, :1, :1, :1], self.settings["interruption_weight"]),
+            weights=torch.ones(len(self.surroundings.detectors), len(images), device=images.device),
+            kept=start,
+            best=nothing,
+            most=nothing.long(),
+        )
+
+    def _go_on(self, images, search, steps):
+        """Moves `search` by `steps`, a range, and looks at each iterate, the last one included."""
         settings, poisoning = self.settings, self._poisoning
         eta, then, factor = (settings[key] for key in ("poison_step_size", "when_hidden", "weight_factor"))
         full_weight = settings["interruption_weight"]
-        weight = torch.full_like(images[:, :1, :1, :1], full_weight)
         interruption = self.perturbation.to(images.device)
         targets, unmoved = poisoning.targets(images), poisoning.unmoved(images, turns=settings["edit_turns"])
-        start = poisoning.bounded(interruption).expand_as(images).contiguous()
+        at_start = stored(images + search.start)
         mask = poisoning.mask(
             interruption,
-            lambda: poisoning.slope(stored(images + start), targets, 0)[0],
-            lambda turn: poisoning.ascent(stored(images + start), poisoning.unmoved(images), turn)[0],
+            lambda: poisoning.slope(at_start, targets, 0)[0],
+            lambda turn: poisoning.ascent(at_start, poisoning.unmoved(images), turn)[0],
         )
-        found, velocity, kept = start, torch.zeros_like(images), start
-        best = torch.zeros(len(images), device=images.device)
-        weights = torch.ones(len(self.surroundings.detectors), len(images), device=images.device)
-        most = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         both_goals = full_weight > 0 or then == "ascend"
         comparable = settings["interruption_target"] == "features" or settings["edit_turns"] == "weakest"
-        for step in range(settings["poison_iterations"] + 1):
-            seen = stored(images + found)
-            slope, margins = poisoning.slope(seen, targets, step, weights)
+        for step in range(steps.start, steps.stop + 1):
+            seen = stored(images + search.found)
+            slope, margins = poisoning.slope(seen, targets, step, search.weights)
             hidden_from = margins <= -settings["slack"]
-            weights = hiding.shifted(weights, hidden_from, factor)
-            # One more detector that is blind outweighs the slack of all the others.
-            blind = ((len(margins) + 1) * (margins <= 0).int() + hidden_from).sum(dim=0)
             hidden = hidden_from.all(dim=0)
-            ascent, value = poisoning.ascent(seen, unmoved, step) if both_goals else (None, best)
-            value = value if comparable else best
-            # Kept is what has been looked at: of the iterates that most detectors are blind to (then, by the
-            # slack) the one that disrupts most, or the last where F is of another edit in every step.
-            take = (blind > most) | ((blind == most) & (value >= best))
-            kept, best = torch.where(_per_image(take), found, kept), torch.where(take, value, best)
-            most = torch.maximum(most, blind)
-            if step == settings["poison_iterations"]:
+            ascent, value = poisoning.ascent(seen, unmoved, step) if both_goals else (None, search.best)
+            search.keep(blindness(margins, settings["slack"]), value if comparable else search.best)
+            if step == steps.stop:
                 break
+            search.weights = hiding.shifted(search.weights, hidden_from, factor)
             if both_goals:
                 ascent = normalised(ascent, per_image=True)
-                both = normalised(slope, per_image=True) - weight * ascent
+                both = normalised(slope, per_image=True) - search.weight * ascent
                 # A face that will not go gets more of the budget; one that is gone gives some back.
-                weight = weight * torch.where(_per_image(hidden), 1 / factor, factor)
-                weight = weight.clamp(settings["weight_floor"] * full_weight, full_weight)
+                weight = search.weight * torch.where(_per_image(hidden), 1 / factor, factor)
+                search.weight = weight.clamp(settings["weight_floor"] * full_weight, full_weight)
                 slope = torch.where(_per_image(hidden), -ascent, both) if then == "ascend" else both
-            moved, velocity = poison_step(found, slope, velocity, eta, settings["poison_momentum"], mask)
+            moved, search.velocity = poison_step(
+                search.found, slope, search.velocity, eta, settings["poison_momentum"], mask
+            )
             if then in ("restore", "stay"):
-                rest = restored(found, start, eta) if then == "restore" else found
+                rest = restored(search.found, search.start, eta) if then == "restore" else search.found
                 moved = torch.where(_per_image(hidden), rest, moved)
-            found = poisoning.bounded(moved)
-        return (images + kept).clamp(-1, 1) - images
+            search.found = poisoning.bounded(moved)
 
 
 def _per_image(flags):
