@@ -79,6 +79,14 @@ def test_features_are_those_of_the_last_layer(trained, plain):
     assert torch.allclose(model.features(x) @ model.head.weight.T + model.head.bias, model(x), atol=1e-6)
 
 
+def test_columns_follow_the_order_asked_for():
+    model = AttributeClassifier(["Young", "Male", "Bald"], channels=4)
+    assert model.columns_of(["Bald", "Young"]) == [2, 0]
+    with pytest.raises(HoldfastError, match="cannot judge every edit") as caught:
+        model.columns_of(["Male", "Bangs"])
+    assert caught.value.found == "nothing learnt of Bangs" and "models/classifier" in caught.value.repair
+
+
 class Harmful:
     def __init__(self, path):
         self.path = path

@@ -6,6 +6,7 @@ import torch
 
 from holdfast import config as configs
 from holdfast.data.faceset import write_faceset
+from holdfast.deepfakes.classifier import AttributeClassifier
 from holdfast.stages.common import Work
 from holdfast.stages.health import health_records
 
@@ -28,11 +29,12 @@ class Editor:
         return y
 
 
-class Judge:
+class Judge(AttributeClassifier):
     """A classifier that reads them without error, in an order of its own, with Young before all others."""
 
     def __init__(self, *attributes):
-        self.of_faces, self.attributes = attributes, ("Young", *reversed(attributes))
+        super().__init__(("Young", *reversed(attributes)), channels=4)
+        self.of_faces = attributes
 
     def predict(self, x):
         read = shown(x, len(self.of_faces)).bool()

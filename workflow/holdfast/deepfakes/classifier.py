@@ -60,6 +60,22 @@ class AttributeClassifier(nn.Module):
         """bool (N, A)."""
         return self(x) > 0
 
+    def columns_of(self, attributes):
+        """Columns of the logits that answer for `attributes`, in their order.
+
+        Raises:
+            HoldfastError: it did not learn one of them.
+        """
+        unknown = [name for name in attributes if name not in self.attributes]
+        if unknown:
+            raise HoldfastError(
+                "the attribute classifier cannot judge every edit",
+                found=f"nothing learnt of {', '.join(unknown)}",
+                expected=f"attributes among {', '.join(self.attributes)}",
+                repair="remove its weights in the results folder (models/classifier) and run again",
+            )
+        return [self.attributes.index(name) for name in attributes]
+
     def save(self, path):
         about = {"attributes": ",".join(self.attributes), "channels": str(self.channels)}
         write_tensors(path, self.state_dict(), about)

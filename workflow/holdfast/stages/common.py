@@ -98,7 +98,7 @@ def labels_of(faces, positions, model, classifier):
     """
     if set(model.attributes) <= set(faces.attributes):
         return faces.labels(positions, model.attributes), "annotated"
-    columns = [classifier.attributes.index(name) for name in model.attributes]
+    columns = classifier.columns_of(model.attributes)
     device = next(classifier.parameters()).device
     predicted = [
         classifier.predict(faces.pixels(positions[start : start + 64]).to(device)).cpu()

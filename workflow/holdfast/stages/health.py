@@ -46,7 +46,7 @@ def health_records(work, model, faces, classifier, subject, history, seeds=None)
     streams = {name: Stream(METRICS[name]) for name in ("ssim", "ssim_released", "psnr")}
     of_inputs, of_edits = FeatureStatistics(), FeatureStatistics()
     answered = {name: [] for name in model.target_names}
-    judged = [classifier.attributes.index(name) for name in model.attributes]
+    judged = classifier.columns_of(model.attributes)
     for part in batches(len(positions), config["measuring"]["batch"]):
         x = faces.pixels(positions[part]).to(work.device)
         labels = faces.labels(positions[part], model.attributes).to(work.device)
