@@ -4,8 +4,10 @@
     python benchmarks/defences.py --size 32 --channels 8 --steps 4
     python benchmarks/defences.py --device cuda --defence tsdf --models stargan attgan
 
-The plain way computes the clean images' features (in stage 2: the targets) anew in every step, and gets a
-deepfake model's features by running its whole generator. `backward` is the plain way on networks whose
+The plain way computes the clean images' features (in stage 2: the targets) anew in every step, gets a
+deepfake model's features by running its whole generator, and computes all of a detector's maps, where
+Holdfast leaves out those without an anchor that the loss looks at (here it looks at anchors of half the
+image's side, those that see the faces of the papers' crops). `backward` is the plain way on networks whose
 weights nobody froze, with `loss.backward()`, as attacks are often written: it computes the weights' gradients
 as well. Models are attacked one after the other in all three. One minibatch, networks with weights drawn
 anew; all ways start at the same perturbation and take turns, step by step. Seconds are means over the steps,
@@ -43,6 +45,22 @@ from holdfast.seeds import generator  # noqa: E402
 from holdfast.stages.common import own_settings  # noqa: E402
 
 STAGES = {"tsdf": (Interruption, Poisoning), "tsdf_released": (ReleasedInterruption, ReleasedPoisoning)}
+
+
+def seeing_a_face(detector, size):
+    """The detector with heads that see faces of half the image's side, as faces on the papers' crops are, and
+    no others: at every position of the maps with anchors of that size.
+    """
+    network = detector.network
+    heads = getattr(network, "conf", None) or getattr(network, "conf_pal2", None)
+    heads = heads or [head.conv1x1 for head in network.ClassHead]
+    sides = [side if isinstance(side, list) else [side] for side in detector.settings["anchors"]]
+    with torch.no_grad():
+        for head, of_map in zip(heads, sides, strict=True):
+            logits = len(head.bias) // len(of_map)
+            for number, side in enumerate(of_map):
+                head.bias[(number + 1) * logits - 1] += 50 if side == size // 2 else -50
+    return detector
 
 
 class WholeGenerator:
@@ -96,9 +114,13 @@ def unfrozen(surroundings):
     return Surroundings(**vars(surroundings) | {"models": models, "detectors": detectors})
 
 
-def read_off_whole_generators(surroundings):
+def whole(surroundings):
+    """The same with features read off whole generators, and detectors that always compute all maps."""
     models = {name: WholeGenerator(model) for name, model in surroundings.models.items()}
-    return Surroundings(**vars(surroundings) | {"models": models})
+    detectors = {name: copy.copy(detector) for name, detector in surroundings.detectors.items()}
+    for detector in detectors.values():
+        detector.selective = False
+    return Surroundings(**vars(surroundings) | {"models": models, "detectors": detectors})
 
 
 def slope_by_backward(loss, point):
@@ -128,6 +150,7 @@ def surroundings_of(options, known):
         width = max(1, round(kind.narrowest * kind.published_width * options.channels / 64)) / kind.narrowest
         detectors[name] = kind({"width": width})
         initialise(detectors[name].network, "benchmark", name)
+        seeing_a_face(detectors[name], options.size)
         detectors[name].to(options.device)
     random = generator("benchmark", "images")
     images = torch.rand(options.batch, 3, options.size, options.size, generator=random) * 2 - 1
@@ -205,8 +228,8 @@ def main():
     s = surroundings_of(options, known)
     around = {
         "ours": s,
-        "plain": read_off_whole_generators(s),
-        "backward": read_off_whole_generators(unfrozen(s)),
+        "plain": whole(s),
+        "backward": whole(unfrozen(s)),
     }
     print(f"{options.size} px, {options.channels} channels, batch {options.batch}, {options.device}")
     print(f"models: {', '.join(s.models)}; detectors: {', '.join(s.detectors)}; {options.steps} steps")

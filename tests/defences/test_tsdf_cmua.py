@@ -15,8 +15,14 @@ from holdfast.defences import DEFENCES
 from holdfast.defences.base import Surroundings
 from holdfast.defences.cmua import cmua_step, factor_of
 from holdfast.defences.fusion import detected
+from holdfast.defences.poisoning import Poisoning
 from holdfast.defences.random import Random
+from holdfast.defences.stages import Stage, uniform
+from holdfast.defences.tsdf import TSDF
+from holdfast.detectors.dsfd import DSFD
 from holdfast.detectors.retinaface import RetinaFace
+from holdfast.detectors.s3fd import S3FD
+from holdfast.detectors.training import initialise
 from holdfast.errors import HoldfastError
 
 EPSILON = 0.05
@@ -205,6 +211,27 @@ def test_clean_features_are_computed_once(surroundings, monkeypatch):
     monkeypatch.setattr(StarGAN, "edit", None)  # the decoder is not run
     DEFENCES["tsdf"](SHORT["tsdf"], surroundings).fit()
     assert sum(clean) == len(surroundings.images) * len(surroundings.models)
+
+
+@pytest.mark.parametrize("kind", [S3FD, DSFD])
+def test_poisoning_is_the_same_where_detectors_leave_out_maps_that_it_does_not_look_at(surroundings, kind):
+    """Bit for bit, and they do leave some out: one prior of each image counts where no score is above 1."""
+    moved, read = [], []
+    for selective in (True, False):
+        detector = kind({"width": 1 / 16})
+        initialise(detector.network, "tests", kind.name)
+        detector.selective = selective
+        s = dataclasses.replace(surroundings, detectors={kind.name: detector})
+        over = Stage()
+        over.perturbation = uniform(s.shape, s.epsilon, "w0")
+        poisoning = Poisoning(s, TSDF({**SHORT["tsdf"], "detected_above": 1.0}, s).settings, over)
+        for head in detector.network.conf if kind is S3FD else detector.network.conf_pal2:
+            head.register_forward_hook(lambda *_, selective=selective: read.append(selective))
+        for index in range(3):
+            poisoning.step(index)
+        moved.append(poisoning.perturbation)
+    assert moved[0].any() and torch.equal(*moved)
+    assert read.count(False) > read.count(True) > 0
 
 
 def test_without_a_detector_or_a_model_the_error_says_what_to_do(surroundings):

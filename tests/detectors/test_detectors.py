@@ -83,6 +83,36 @@ def test_a_gradient_reaches_the_image(name, output, input_size, images):
     assert all(parameter.grad is None for parameter in detector.network.parameters())
 
 
+@pytest.mark.parametrize("input_size", [None, 80])
+@pytest.mark.parametrize("name", TINY)
+def test_maps_without_a_needed_prior_are_left_out_and_nothing_else_changes(name, input_size, images):
+    detector = DETECTORS[name]({**TINY[name], "input_size": input_size})
+    initialise(detector.network, "tests", name)
+    # On odd sides, where maps are rounded.
+    x = images(2, 66, 71).requires_grad_()
+    levels, raw = detector.levels_and_raw(x)
+    sides = np.array([np.size(side) for side in detector.settings["anchors"]])
+    sizes = detector.map_sizes(*((input_size, input_size) if input_size else x.shape[2:]))
+    of_map = torch.repeat_interleave(torch.arange(len(sides)), torch.tensor(np.prod(sizes, axis=1) * sides))
+    for number in range(len(sides)):
+        needed = torch.zeros(len(of_map), dtype=torch.bool)
+        needed[(of_map == number).nonzero()[-1]] = True
+        some_levels, some_raw = detector.levels_and_raw(x, needed)
+        assert all(torch.equal(a, b) for a, b in zip(levels, some_levels, strict=True))
+        for all_of_it, found in zip(raw, some_raw, strict=True):
+            assert torch.equal(all_of_it[:, of_map == number], found[:, of_map == number])
+            assert detector.selective == (not found[:, of_map != number].any())
+        slopes = [
+            torch.autograd.grad(
+                sum(level.square().sum() for level in maps) + sum(part[:, needed].sum() for part in parts),
+                x,
+                retain_graph=True,
+            )[0]
+            for maps, parts in ((levels, raw), (some_levels, some_raw))
+        ]
+        assert slopes[0].abs().max() > 0 and torch.equal(*slopes)
+
+
 @pytest.mark.parametrize("fill", [-1.0, 0.0, 1.0])
 def test_images_of_one_colour_are_detected_on_and_attacked_without_nan(detector, fill):
     """All black, grey and white: channels may be dead, where a norm of nothing has an infinite slope."""

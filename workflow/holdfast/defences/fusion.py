@@ -7,13 +7,16 @@ from holdfast.errors import HoldfastError
 from holdfast.seeds import generator
 
 
-def observed(detector, images):
+def observed(detector, images, needed=None):
     """(three levels, logits (N, P, 2), encoded boxes (N, P, 4)) of a detector.
 
     A detector that can give all of them from one pass says so with `levels_and_raw`.
+
+    Args:
+        needed: bool (P,), the priors whose logits and boxes count; others may come out as 0. None: all.
     """
     if hasattr(detector, "levels_and_raw"):
-        levels, (logits, encoded) = detector.levels_and_raw(images)
+        levels, (logits, encoded) = detector.levels_and_raw(images, needed)
     else:
         levels, (logits, encoded) = detector.levels(images), detector.raw(images)
     return levels, logits, encoded

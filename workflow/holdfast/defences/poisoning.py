@@ -79,11 +79,16 @@ class Poisoning(Stage):
         self._centres = {name: torch.cat(parts) for name, parts in self._centres.items()}
         self._prepared = True
 
-    def _observed(self, images):
-        """{detector: three levels} and {detector: (face scores (N, P), boxes (N, P, 4))}."""
+    def _observed(self, images, needed=None):
+        """{detector: three levels} and {detector: (face scores (N, P), boxes (N, P, 4))}.
+
+        Args:
+            needed: {detector: bool (P,)}, the priors whose scores and boxes count; None: all.
+        """
         maps, outputs = {}, {}
         for name, detector in self.surroundings.detectors.items():
-            maps[name], logits, encoded = fusion.observed(detector, images)
+            of_detector = None if needed is None else needed[name]
+            maps[name], logits, encoded = fusion.observed(detector, images, of_detector)
             boxes = detector.decode(encoded, detector.priors(*images.shape[2:]))
             outputs[name] = fusion.face_scores(logits), boxes
         return maps, outputs
@@ -93,8 +98,11 @@ class Poisoning(Stage):
 
     def _losses(self, perturbation, positions):
         s, settings = self.surroundings, self.settings
-        maps, outputs = self._observed(s.images[positions].to(s.device) + perturbation)
-        positions = positions.to(s.device)
+        images, positions = s.images[positions].to(s.device), positions.to(s.device)
+        # L_output looks at the chosen priors alone; maps of a detector that have none need not be computed.
+        chosen = {name: of_all[positions] for name, of_all in self._chosen.items()}
+        needed = {name: of_images.any(dim=0) for name, of_images in chosen.items()}
+        maps, outputs = self._observed(images + perturbation, needed)
         targets = [target[positions] for target in self._targets]
         l_feat = fusion.feature_loss(self._fused(maps), targets, settings["level_weights"])
         l_output = sum(
@@ -102,7 +110,7 @@ class Poisoning(Stage):
                 scores,
                 boxes,
                 self._centres[name][positions],
-                self._chosen[name][positions],
+                chosen[name],
                 settings["box_weight"],
             )
             for name, (scores, boxes) in outputs.items()

@@ -75,6 +75,7 @@ class Detector:
     channels = "RGB"
     narrowest = 1  # channels of the first layer at width 1: `width` has to make whole channels of it
     published_width = 1.0
+    selective = False  # whether its network's levels_and_raw takes `read`, as S3FD's
 
     def __init__(self, settings=None):
         self.settings = self._checked(settings or {})
@@ -113,9 +114,17 @@ class Detector:
         """Logits (N, P, 2) (background, face) and encoded boxes (N, P, 4), differentiable."""
         return self.levels_and_raw(images)[1]
 
-    def levels_and_raw(self, images):
-        """:meth:`levels` and :meth:`raw` of one pass, for losses that need both."""
-        return self.network.levels_and_raw(self._input(images))
+    def levels_and_raw(self, images, needed=None):
+        """:meth:`levels` and :meth:`raw` of one pass, for losses that need both.
+
+        Args:
+            needed: bool (P,), the priors that the loss looks at, one at least; None: all. A `selective`
+                detector does not compute the maps that have none of them, and gives zeros there.
+        """
+        x = self._input(images)
+        if needed is None or not self.selective:
+            return self.network.levels_and_raw(x)
+        return self.network.levels_and_raw(x, self._maps_with(needed, x))
 
     def shots(self, images):
         """What training compares with the truth: [(logits, encoded boxes, their priors), …].
@@ -233,6 +242,13 @@ class Detector:
             )
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         return ((images.flip(1) if self.channels == "BGR" else images) + 1) * 127.5 - mean
+
+    def _maps_with(self, needed, x):
+        """[bool, …]: which maps of the network's input have a prior that is `needed`."""
+        cells = [rows * columns for rows, columns in self.map_sizes(*x.shape[2:])]
+        sides = [side if isinstance(side, list) else [side] for side in self.settings["anchors"]]
+        counts = [number * len(level) for number, level in zip(cells, sides, strict=True)]
+        return torch.stack([part.any() for part in needed.split(counts)]).tolist()
 
     def _anchored(self, height, width, sides):
         size = self.settings["input_size"]

@@ -19,6 +19,8 @@ an IoU of 0.35 on (the paper: 0.4), and both shots' losses weigh alike (Eq. 4 ha
 value). Channels are RGB, as S3FD's.
 """
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -114,33 +116,46 @@ class DSFDNetwork(nn.Module):
         norms = (self.L2Normof1, self.L2Normof2, self.L2Normof3)
         return [norm(x) for norm, x in zip(norms, maps, strict=True)]
 
-    def _enhanced(self, maps):
-        """The second shot's six maps, fine to coarse, of the backbone's (section 3.2)."""
+    def _enhanced(self, maps, read=None):
+        """The second shot's six maps, fine to coarse, of the backbone's (section 3.2).
+
+        Those that are not to be `read`, [bool, …], are left as the backbone has them.
+        """
+        read = read or [True] * len(maps)
         merged = [functional.relu(self.fpn_topdown[0](maps[-1]))]
-        for down, lateral, finer in zip(self.fpn_topdown[1:], self.fpn_latlayer, maps[-2::-1], strict=True):
+        finest = read.index(True)
+        steps = zip(self.fpn_topdown[1:], self.fpn_latlayer, maps[-2::-1], strict=True)
+        for down, lateral, finer in itertools.islice(steps, len(maps) - 1 - finest):
             above = functional.interpolate(
                 functional.relu(down(merged[-1])), size=finer.shape[2:], mode="bilinear", align_corners=True
             )
             merged.append(functional.relu(above * lateral(finer)))
-        found = [enhance(x) for enhance, x in zip(self.fpn_fem, merged[::-1], strict=True)]
         norms = (self.L2Normef1, self.L2Normef2, self.L2Normef3)
-        return [*(norm(x) for norm, x in zip(norms, found[:3], strict=True)), *found[3:]]
+        found = list(maps)
+        for number, x in enumerate(merged[::-1], finest):
+            if read[number]:
+                enhanced = self.fpn_fem[number](x)
+                found[number] = norms[number](enhanced) if number < len(norms) else enhanced
+        return found
 
     @staticmethod
-    def _read(maps, conf, loc):
-        logits = [head(x) for head, x in zip(conf, maps, strict=True)]
-        encoded = [head(x) for head, x in zip(loc, maps, strict=True)]
-        return vgg.flat(logits), vgg.flat(encoded)
+    def _read(maps, conf, loc, read=None):
+        return tuple(vgg.flat(vgg.read_off(heads, maps, read)) for heads in (conf, loc))
 
     def levels(self, x):
         """conv3_3, conv4_3 and conv5_3 after their L2Norm: (N, C, h, w) at strides 4, 8 and 16."""
         return self._normalised(vgg.fine_maps(self.vgg, x))
 
-    def levels_and_raw(self, x):
-        """:meth:`levels`; logits (N, P, 2), background first, and boxes (N, P, 4) of the second shot."""
+    def levels_and_raw(self, x, read=None):
+        """:meth:`levels`; logits (N, P, 2), background first, and boxes (N, P, 4) of the second shot.
+
+        Args:
+            read: [bool, …], which of the six maps are read, one at least; zeros stand for the others. None:
+                all.
+        """
         fine = vgg.fine_maps(self.vgg, x)
-        maps = self._enhanced([*fine, *vgg.coarse_maps(self.vgg, self.extras, fine[-1])])
-        return self._normalised(fine), self._read(maps, self.conf_pal2, self.loc_pal2)
+        maps = self._enhanced([*fine, *vgg.coarse_maps(self.vgg, self.extras, fine[-1])], read)
+        return self._normalised(fine), self._read(maps, self.conf_pal2, self.loc_pal2, read)
 
     def both_shots(self, x):
         """(logits, encoded boxes) of the first and of the second shot."""
@@ -167,6 +182,7 @@ class DSFD(Detector):
     strides = vgg.STRIDES
     mean = vgg.MEAN_RGB
     narrowest = 64
+    selective = True
 
     def build(self):
         return DSFDNetwork(self.settings["width"])

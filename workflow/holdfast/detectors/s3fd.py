@@ -86,14 +86,17 @@ class S3FDNetwork(nn.Module):
         """conv3_3, conv4_3 and conv5_3 after their L2Norm: (N, C, h, w) at strides 4, 8 and 16."""
         return self._normalised(vgg.fine_maps(self.vgg, x))
 
-    def levels_and_raw(self, x):
-        """:meth:`levels`; logits (N, P, 2), background first and after max-out, and boxes (N, P, 4)."""
+    def levels_and_raw(self, x, read=None):
+        """:meth:`levels`; logits (N, P, 2), background first and after max-out, and boxes (N, P, 4).
+
+        Args:
+            read: [bool, …], which of the six maps are read; zeros stand for the others. None: all.
+        """
         fine = vgg.fine_maps(self.vgg, x)
         levels = self._normalised(fine)
         maps = [*levels, *vgg.coarse_maps(self.vgg, self.extras, fine[-1])]
-        logits = [head(x) for head, x in zip(self.conf, maps, strict=True)]
+        logits, encoded = vgg.read_off(self.conf, maps, read), vgg.read_off(self.loc, maps, read)
         logits[0] = max_out(logits[0])
-        encoded = [head(x) for head, x in zip(self.loc, maps, strict=True)]
         return levels, (vgg.flat(logits), vgg.flat(encoded))
 
 
@@ -114,6 +117,7 @@ class S3FD(Detector):
     strides = vgg.STRIDES
     mean = vgg.MEAN_RGB
     narrowest = 64
+    selective = True
 
     def build(self):
         return S3FDNetwork(self.settings["width"])

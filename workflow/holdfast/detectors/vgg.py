@@ -112,6 +112,14 @@ def heads(base, values, finest=None):
     )
 
 
+def read_off(heads, maps, read=None):
+    """What heads read off maps, [(N, values, h, w), …]; zeros of those that `read`, [bool, …], leaves out."""
+    return [
+        head(x) if wanted else x.new_zeros(len(x), head.out_channels, *x.shape[2:])
+        for head, x, wanted in zip(heads, maps, read or [True] * len(maps), strict=True)
+    ]
+
+
 def flat(maps):
     """Maps [(N, values, h, w), …] to (N, P, values): by map, row, column."""
     return torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
