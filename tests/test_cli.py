@@ -16,13 +16,13 @@ from holdfast import cli, config
 from holdfast.errors import HoldfastError
 
 ROOT = Path(__file__).resolve().parent.parent
-# networks.md of the reference: the published networks at 256 px.
+# The published networks at 256 px.
 GENERATORS = {"stargan": 8_430_528, "attgan": 43_352_707, "attentiongan": 8_433_664, "hisd": 19_043_939}
 DISCRIMINATORS = {"stargan": 44_884_928, "attgan": 145_382_286, "hisd": 12_500_042}
 FACTS = {
     "deepfakes": ["name", "title", "paper", "licence", "image_size", "parameters", "attributes"],
     "detectors": ["name", "title", "paper", "licence", "parameters"],
-    "defences": ["name", "title", "description"],
+    "defences": ["name", "title", "form", "description"],
     "datasets": ["kind", "description"],
     "metrics": ["name", "unit", "better_defence", "better_by_pair", "definition"],
 }
@@ -105,6 +105,12 @@ def test_names_restrict_a_section_in_their_order(holdfast):
     assert [row["name"] for row in cli.listed("defences", ["tsdf", "cmua"])] == ["tsdf", "cmua"]
     code, out, _ = holdfast("list", "defences", "random")
     assert code == 0 and "Random" in out and "CMUA" not in out
+
+
+def test_the_form_of_a_defence():
+    forms = {row["name"]: row["form"] for row in cli.listed("defences")}
+    assert (forms["tsdf"], forms["ssod"]) == ("universal", "per image")
+    assert forms["tsdf_hidden"] == "per image, from a universal one"
 
 
 def test_a_model_for_people(holdfast):

@@ -55,6 +55,21 @@ def test_every_module_named_is_there():
     assert {"deepfakes/stargan.py", "detectors/vgg.py", "defences/hiding.py"} <= named
 
 
+@pytest.mark.parametrize(
+    "name, beside",
+    [
+        ("none", {"data/pixels.py"}),
+        ("random", {"data/pixels.py", "seeds.py"}),
+        ("tsdf", {"data/pixels.py", "seeds.py", "training/loop.py"}),
+        ("cmua", {"data/pixels.py", "seeds.py", "training/loop.py", "metrics/image.py"}),
+    ],
+)
+def test_a_defence_is_of_what_it_takes_from_beside_its_folder(name, beside):
+    found = sources.of_defence(name)
+    assert f"defences/{name}.py" == found[0]
+    assert {module for module in found if not module.startswith("defences/")} == beside
+
+
 def test_a_defence_is_of_the_code_of_what_it_attacks():
     found = sources.of_attacked(["attentiongan", "hisd"], ["s3fd"])
     assert {"deepfakes/stargan.py", "deepfakes/hisd.py", "detectors/s3fd.py"} <= set(found)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from holdfast.defences import cmua, enhancement, fusion, separation
+from holdfast.defences.chunks import filled, in_chunks
 from holdfast.defences.interruption import Interruption, compact
 from holdfast.defences.momentum import momentum_step
 from holdfast.defences.options import options
@@ -334,3 +335,18 @@ def test_settings_with_a_typo_or_a_wrong_choice_are_refused():
         options("TSDF", {"iterations": 1}, {"iteratons": 2})
     with pytest.raises(HoldfastError, match="cannot take this `sign`"):
         options("TSDF", {"sign": "up"}, {"sign": "sideways"}, {"sign": ("up", "down")})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_chunks_have_one_size_and_what_fills_the_last_one_is_dropped(count):
+    x, y, sizes = torch.arange(count * 2.0).view(count, 2), torch.arange(count), []
+
+    def made(a, b):
+        sizes.append((len(a), len(b)))
+        return 10 * a, b + 1
+
+    tens, ones = in_chunks(made, 3, x, y)
+    assert torch.equal(tens, 10 * x) and torch.equal(ones, y + 1)
+    assert sizes == [(3, 3)] * -(-count // 3)
+    assert torch.equal(in_chunks(lambda a: a.square(), 3, x), x.square())
+    assert filled(torch.tensor([4, 1]), 4).tolist() == [4, 1, 4, 4]

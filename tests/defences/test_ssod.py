@@ -84,10 +84,10 @@ def test_no_anchor_of_a_target_says_face_when_it_ends(surroundings):
     defence = SSOD({"iterations": 400, "gamma": 0.01}, dataclasses.replace(surroundings, epsilon=1.0))
     found = defence.perturb(surroundings.images)
     targets = defence._targets(surroundings.images)
-    assert any(each.any() for each in targets.values())
-    for name, detector in surroundings.detectors.items():
+    assert any(each.any() for each in targets)
+    for detector, of_detector in zip(surroundings.detectors.values(), targets, strict=True):
         logits = detector.raw(surroundings.images + found)[0]
-        assert not ssod.active(logits, targets[name]).any()
+        assert not ssod.active(logits, of_detector).any()
 
 
 def test_images_without_a_face_stay_as_they_are(surroundings):
@@ -98,24 +98,24 @@ def test_images_without_a_face_stay_as_they_are(surroundings):
 
 
 def test_images_that_are_done_are_not_looked_at_again(surroundings, monkeypatch):
-    defence, looked_at = SSOD({"iterations": 80, "gamma": GAMMA}, surroundings), []
+    one_by_one = dataclasses.replace(surroundings, batch=1)
+    defence, looked_at = SSOD({"iterations": 80, "gamma": GAMMA}, one_by_one), []
     slope = defence._slope
 
-    def counting(seen, targets):
+    def counting(seen, *targets):
         looked_at.append(len(seen))
-        return slope(seen, targets)
+        return slope(seen, *targets)
 
     monkeypatch.setattr(defence, "_slope", counting)
     defence.perturb(surroundings.images[5:7])
-    assert looked_at == sorted(looked_at, reverse=True) and looked_at[0] == 2
-    assert sum(looked_at) < 2 * 80
+    assert 80 < sum(looked_at) < 2 * 80
 
 
 def test_an_image_does_not_see_those_beside_it(surroundings):
     images = surroundings.images
     defence = SSOD({"iterations": 20}, dataclasses.replace(surroundings, batch=8))
     alone = torch.cat([defence.perturb(image[None]) for image in images])
-    torch.testing.assert_close(defence.perturb(images), alone, atol=1e-6, rtol=0)
+    assert torch.equal(defence.perturb(images), alone)
 
 
 def test_without_a_detector_the_error_says_what_to_do(simple):

@@ -123,7 +123,7 @@ def test_ranges(seed, scale):
 
 def test_psnr_of_a_known_shift():
     a = draw(1, scale=0.5)
-    # 0.05 in [-1,1] is 0.025 in [0,1]; the figure that method.md derives for a saturated perturbation.
+    # 0.05 in [-1,1] is 0.025 in [0,1]; the figure of a saturated perturbation.
     np.testing.assert_allclose(psnr(a, a + 0.05), 20 * math.log10(40), atol=1e-5)
     assert METRICS["psnr"].compute(a, a + 0.05)["value"] == pytest.approx(32.04, abs=0.005)
 

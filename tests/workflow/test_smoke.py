@@ -103,7 +103,7 @@ def test_a_second_run_does_nothing(smoke):
     finished = smoke.run()
     assert finished.returncode == 0
     assert "Nothing to be done" in finished.stdout + finished.stderr
-    # The README promises ten seconds for the demo; this machine may be busy with other tests.
+    # Some ten seconds; this machine may be busy with other tests.
     assert time.monotonic() - began < 60
 
 

@@ -130,9 +130,21 @@ def _defences(names):
 
     texts = _docstrings("defences")
     return [
-        {"name": name, "title": DEFENCES[name].title, "description": first_sentence(texts[name])}
+        {
+            "name": name,
+            "title": DEFENCES[name].title,
+            "form": _form(DEFENCES[name]),
+            "description": first_sentence(texts[name]),
+        }
         for name in names
     ]
+
+
+def _form(defence):
+    """Whether one perturbation protects all faces."""
+    if defence.universal:
+        return "universal"
+    return "per image, from a universal one" if defence.from_universal else "per image"
 
 
 def _datasets(names):

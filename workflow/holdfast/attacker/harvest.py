@@ -1,7 +1,7 @@
 """Harvest: what the attacker's data preparation makes of collected images.
 
 Detect faces, keep the best box above a threshold, crop it as a square with a margin, resize
-(method.md, "Retraining": the paper only says "retrained"; this is the pipeline it has in mind).
+(the paper only says "retrained"; this is the pipeline that it has in mind).
 """
 
 import numpy as np

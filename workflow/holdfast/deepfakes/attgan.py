@@ -9,8 +9,9 @@ At its published size (64 channels, 5 layers, 13 attributes) the generator has 4
 encoder 11,148,160) and the discriminator 44,718,990 at 128 px and 145,382,286 at 256 px; keys and shapes
 are those of the public PyTorch checkpoint, which brings the generator only.
 
-What TSDF attacks (method.md, stage 1) is the last encoder map: 1024 x 8 x 8 at 256 px. Attacked and
-measured, the model is in eval mode, with the running statistics of its batch normalisation (protocols.md).
+What TSDF attacks (its stage 1, as released) is the last encoder map: 1024 x 8 x 8 at 256 px. Attacked and
+measured, the model is in eval mode, with the running statistics of its batch normalisation, as in the
+released pipelines.
 """
 
 import torch

@@ -14,7 +14,7 @@ shapes are those of the public checkpoint. At 128 px the public discriminator an
 `discriminator_channels` 64, `discriminator_layers` 5, `discriminator_widest` 32. Unlike in the public
 training, colours are not jittered, and grey hair counts as none of the three colours.
 
-What TSDF attacks (method.md, stage 1) is the encoder: 256 x 64 x 64.
+What TSDF attacks (its stage 1, as released) is the encoder: 256 x 64 x 64.
 """
 
 import copy

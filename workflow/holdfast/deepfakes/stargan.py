@@ -7,7 +7,7 @@ adds CycleGAN's identity loss (Zhu et al., ICCV 2017, 5.2) against that. At its 
 64 channels, 5 attributes) the generator has 8,430,528 parameters and the discriminator 44,884,928;
 keys and shapes are those of the public checkpoints.
 
-What TSDF attacks (method.md, stage 1) is the generator's trunk through all six residual blocks:
+What TSDF attacks (its stage 1, as released) is the generator's trunk through all six residual blocks:
 256 x 64 x 64 at 256 px.
 """
 
@@ -71,7 +71,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     """Affine instance normalisation that always uses the image's own statistics.
 
     The public checkpoints carry running statistics, so the buffers exist; but the released pipelines
-    never call eval() on this model (protocols.md), so nothing ever reads them. Not updating them
+    never call eval() on this model, so nothing ever reads them. Not updating them
     either keeps an attacked model bit for bit what it was.
     """
 
@@ -210,7 +210,7 @@ class StarGAN(DeepfakeModel):
         return f"{count} attributes"
 
     def features(self, x, attributes):
-        """The attacked encoder with the image's own labels (method.md); the decoder is not run."""
+        """The attacked encoder with the image's own labels, as released; the decoder is not run."""
         return self.generator.trunk(x, attributes)
 
     def edit(self, x, target):

@@ -3,7 +3,7 @@
 A target in feature space: the adversarial feature, shifted along what already differs from the clean
 one in three ways, with a gain that grows exponentially with that difference.
 
-What the paper leaves open, and where the reading comes from (method.md):
+What the paper leaves open, and where the reading comes from:
 - Norm (Eq. 4) standardises each feature map over its positions; U and S (Eq. 5) are a map's mean and
   deviation. The paper says so of U and S; for Norm it is our reading.
 - Att (Eq. 6): softmax(X X^T / sqrt(d)) X over the batch, X = the images' flattened features. Released.

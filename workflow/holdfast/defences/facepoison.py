@@ -23,7 +23,7 @@ A step, from uniform noise of +-epsilon, where F_l is level l of a detector, x' 
 | batch | 8 | ours; of the universal one |
 
 Levels: stages 1 to 3 of RetinaFace's MobileNet; conv2_2, conv3_3 and conv5_3 of VGG16 in S3FD and DSFD, after
-their ReLU (method.md; the released code reads the last one behind the pooling, off fc6). A detector that
+their ReLU (our reading; the released code reads the last one behind the pooling, off fc6). A detector that
 is not among these gives its three `levels`.
 
 Inferred: several detectors are attacked at once, each one's gradient divided by its mean magnitude, for
@@ -39,6 +39,7 @@ import torch
 
 from holdfast.data.pixels import to_bytes
 from holdfast.defences.base import Defence
+from holdfast.defences.chunks import in_chunks
 from holdfast.defences.momentum import momentum_step, normalised
 from holdfast.defences.options import options
 from holdfast.defences.stages import (
@@ -143,7 +144,7 @@ class FacePoison(Defence):
 
     def perturb(self, images):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
-        return torch.cat([self._generated(part) for part in images.split(self.surroundings.batch)])
+        return in_chunks(self._generated, self.surroundings.batch, images)
 
     def _start(self, image):
         """Uniform noise (1, 3, S, S), the same for the same image whatever is protected beside it."""

@@ -14,7 +14,7 @@ T is input diversity (diversity.py), drawn anew for each update. A pass is one v
 
 | setting | default | source |
 |---|---|---|
-| momentum (mu), step_size (gamma) | 0.8, 0.001 | paper (method.md) |
+| momentum (mu), step_size (gamma) | 0.8, 0.001 | paper |
 | iterations, batch | 30, 8 | TSDF's released code, in want of FOUND's own: passes, images per update |
 | feature_steps, output_steps | 3, 1 | the same |
 | diversity | 0.5 | the same: probability of T |

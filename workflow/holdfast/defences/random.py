@@ -1,7 +1,7 @@
 """Random: uniform noise of +-epsilon, the control of TSDF Table II.
 
 What is attacked: nothing. Norm and budget: L-infinity, epsilon. Source: TSDF Table II, row "Random";
-the paper does not give its distribution, uniform on [-epsilon, epsilon] is our reading (method.md).
+the paper does not give its distribution, uniform on [-epsilon, epsilon] is our reading.
 """
 
 import torch

@@ -28,6 +28,7 @@ each iteration. There is nothing random. An image in which no detector sees a fa
 import torch
 
 from holdfast.defences.base import Defence
+from holdfast.defences.chunks import in_chunks
 from holdfast.defences.fusion import face_scores
 from holdfast.defences.options import options
 from holdfast.defences.stages import required
@@ -90,16 +91,13 @@ class SSOD(Defence):
 
     def perturb(self, images):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
-        return torch.cat([self._generated(part) for part in images.split(self.surroundings.batch)])
-
-    def _generated(self, images):
-        settings, epsilon = self.settings, self.surroundings.epsilon
+        settings, epsilon, chunk = self.settings, self.surroundings.epsilon, self.surroundings.batch
         found = torch.zeros_like(images)
-        targets = self._targets(images)
+        targets = in_chunks(self._targets, chunk, images)
         left = torch.arange(len(images), device=images.device)
         for _ in range(settings["iterations"]):
-            chosen = {name: each[left] for name, each in targets.items()}
-            slope, counts = self._slope(images[left] + found[left], chosen)
+            chosen = [each[left] for each in targets]
+            slope, counts = in_chunks(self._slope, chunk, images[left] + found[left], *chosen)
             left, slope = left[counts > 0], slope[counts > 0]
             if not len(left):
                 break
@@ -108,19 +106,22 @@ class SSOD(Defence):
 
     @torch.no_grad()
     def _targets(self, images):
-        """{detector: bool (N, P)}."""
-        above = self.settings["target_above"]
-        detectors = self.surroundings.detectors
-        return {name: face_scores(each.raw(images)[0]) > above for name, each in detectors.items()}
+        """Bool (N, P) of each detector."""
+        above, detectors = self.settings["target_above"], self.surroundings.detectors.values()
+        return tuple(face_scores(detector.raw(images)[0]) > above for detector in detectors)
 
-    def _slope(self, seen, targets):
-        """The gradients of the margins (N, 3, S, S), and how many targets are active (N,)."""
+    def _slope(self, seen, *targets):
+        """The gradients of the margins (N, 3, S, S), and how many targets are active (N,).
+
+        Args:
+            targets: of :meth:`_targets`.
+        """
         point = seen.detach().requires_grad_(True)
         total = torch.zeros_like(point)
         counts = torch.zeros(len(point), dtype=torch.int64, device=point.device)
-        for name, detector in self.surroundings.detectors.items():
+        for detector, of_detector in zip(self.surroundings.detectors.values(), targets, strict=True):
             logits = detector.raw(point)[0]
-            chosen = active(logits, targets[name])
+            chosen = active(logits, of_detector)
             counts += chosen.sum(dim=1)
             total += torch.autograd.grad(margin(logits, chosen).sum(), point)[0]
         return total, counts

@@ -33,14 +33,14 @@ detector still sees after `poison_iterations` go on for `more_poison_iterations`
 | iterations, batch, step_size, momentum, lambda_enh | 50, 8, 0.001, 0.8, 0.001 | stage 1: as TSDF's |
 | poison_iterations | 80 | ours; steps per image, or passes over the images (there: 30, as TSDF's) |
 | more_poison_iterations | 80 | ours; further ones for the images that some detector still sees |
-| poison_step_size (eta) | 0.01 | a tenth of the range; universal: a tenth of that suits |
+| poison_step_size (eta) | 0.01 | a tenth of the range; universal: 0.002, as TSDF's |
 | poison_momentum (mu) | 0.5 | ours |
 | anchors, count, overlap | matching, 100, 0.35 | hiding.py; the detectors' own matching threshold |
-| detected_above, kappa, slack | 0.5, 1, 0.2 | margins of -1 and -0.2 are scores of 0.27 and 0.45 |
+| detected_above, kappa, slack | 0.5, 1 (universal: 2), 0.2 | of -1, -0.2: scores of 0.27 and 0.45 |
 | balance | adaptive | no detector decides alone, and none that is blind already |
-| split, tau, beta, share | whole, 0.04, 0.4, 0.25 | a mask by intensity leaves faces seen (method.md) |
+| split, tau, beta, share | whole, 0.04, 0.4, 0.25 | a mask by intensity leaves faces seen |
 | when_hidden | continue | per image; or "ascend": F alone; "restore": a step back to W0; "stay" |
-| interruption_weight (lambda), weight_factor | 1, 0.9 | ours |
+| interruption_weight (lambda), weight_factor | 1, 0.9 | ours; lambda of the universal one: 0.5 |
 | weight_floor | 0.2 | ours; without one, faces that are hard to hide end without a disruption |
 | interruption_balance | sum | as Eq. 2; normalised: every model's F weighs the same |
 | interruption_target | outputs | what a success is measured by; features, as stage 1, disrupt less |
@@ -54,8 +54,7 @@ What grad F is: per image, its own, with the mean labels of the 128 images (the 
 protect are not known; edits are those of a face that has what most have); universal, that of the minibatch.
 A universal perturbation has no weights of its own for each image: there `adaptive` is `normalised`.
 Stage 1's other settings are TSDF's defaults.
-Several faces in a photograph are all hidden. An image does not depend on those protected beside it,
-but a batch of one may be summed in another order, and the signs of the steps amplify that.
+Several faces in a photograph are all hidden. An image does not depend on those protected beside it.
 """
 
 from dataclasses import dataclass
@@ -65,6 +64,7 @@ import torch
 from holdfast.data.pixels import stored
 from holdfast.defences import hiding
 from holdfast.defences.base import Defence
+from holdfast.defences.chunks import filled, in_chunks
 from holdfast.defences.diversity import diversified, placed
 from holdfast.defences.interruption import Interruption, compact
 from holdfast.defences.momentum import normalised
@@ -577,7 +577,7 @@ class TSDFHidden(Defence):
 
     def perturb(self, images):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
-        return torch.cat([self._generated(part) for part in images.split(self.surroundings.batch)])
+        return in_chunks(self._generated, self.surroundings.batch, images)
 
     def _generated(self, images):
         first, more = self.settings["poison_iterations"], self.settings["more_poison_iterations"]
@@ -585,9 +585,10 @@ class TSDFHidden(Defence):
         self._go_on(images, search, range(first))
         seen = search.still_seen().nonzero().flatten()
         if more and len(seen):
-            rest = search.of(seen)
-            self._go_on(images[seen], rest, range(first, first + more))
-            search.kept[seen] = rest.kept
+            rows = filled(seen, len(images))
+            rest = search.of(rows)
+            self._go_on(images[rows], rest, range(first, first + more))
+            search.kept[seen] = rest.kept[: len(seen)]
         return (images + search.kept).clamp(-1, 1) - images
 
     def _begun(self, images):

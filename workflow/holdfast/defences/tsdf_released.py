@@ -127,7 +127,7 @@ SETTINGS = {
     },
     "lambda_enh": {"type": "number", "minimum": 0, "default": 0.001, "description": "lambda of Eq. 9."},
     "alpha": {"type": "number", "minimum": 0, "default": 0.4, "description": "alpha of Eq. 3."},
-    "sigma": {"type": "number", "minimum": 0, "default": 0.1, "description": "sigma of Eq. 3."},
+    "sigma": {"type": "number", "exclusiveMinimum": 0, "default": 0.1, "description": "sigma of Eq. 3."},
     "restandardise": {
         "type": "boolean",
         "default": True,

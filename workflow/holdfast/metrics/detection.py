@@ -56,8 +56,8 @@ def f1_released(clean, protected, *, score=RELEASED_SCORE, overlap=RELEASED_OVER
     """The released code's rule (Table II): how far the detector agrees with itself on the clean image.
 
     The truth of an image are the detections on its clean version. An image without detections has
-    precision 1; an image without such a truth has nothing to miss and has recall 1 (protocols.md
-    leaves that case open; ``n_without_truth`` counts it). F1 is that of the two means.
+    precision 1; an image without such a truth has nothing to miss and has recall 1 (our
+    choice; ``n_without_truth`` counts them). F1 is that of the two means.
 
     Args:
         clean, protected: detections of the same images.

@@ -22,8 +22,8 @@ why               reason of a missing value or what to know about this one; "-" 
 
 The rows are the union of what the paper reports, what the plan holds and what the records hold, so a new
 data set, model, detector, defence or metric appears without a change here. The paper's SSIM follows the
-rule ``ssim_released`` and its F1 the rule ``f1_released`` (protocols.md); the reported cells stand beside
-these, and the sound ``ssim`` and ``f1_truth`` have rows of their own.
+rule ``ssim_released`` and its F1 the rule ``f1_released`` (the released code's); the reported cells stand
+beside these, and the sound ``ssim`` and ``f1_truth`` have rows of their own.
 
 A study (holdfast.studies) has a table of this form too: the paper's Table VII or VIII, or one of its own. It
 has all that was measured of its variants, on edits, on detectors and on the photograph, whose likeness to
@@ -121,7 +121,7 @@ STUDY = {
 
 _DOWN_BETWEEN_OUTPUTS = {"psnr": "down", "ssim_released": "down", "ssim": "down", "l2_mask": "up"}
 _OF_DETECTION = {"f1_released": "down", "f1_truth": "down", "harvest_yield": "down", "ap": "down"}
-#: The defender's direction, by table and metric (protocols.md); fid[...] counts as fid.
+#: The defender's direction, by table and metric; fid[...] counts as fid.
 DIRECTIONS = {
     "table_I": {**_DOWN_BETWEEN_OUTPUTS, "sr_mask": "up", "fid": "up"},
     "table_II": _OF_DETECTION,
