@@ -158,6 +158,7 @@ class Block(nn.Module):
 
 
 def widths(channels, layers):
+    """Channels of each layer: they double up to WIDEST times `channels`."""
     return [channels * min(2**number, WIDEST) for number in range(layers)]
 
 
@@ -194,6 +195,7 @@ class Generator(nn.Module):
         return maps
 
     def decode(self, maps, told):
+        """(N, 3, S, S) in [-1, 1] of :meth:`encode`'s maps and told attributes (N, A)."""
         h = with_label_maps(maps[-1], told)
         for number, layer in enumerate(self.dec_layers):
             h = layer(h)

@@ -144,6 +144,8 @@ def standardised(x, weight, bias):
 
 
 class InstanceNorm(nn.Module):
+    """Instance normalisation (N, C, h, w), with the public code's weights."""
+
     def __init__(self, channels):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, channels, 1))
@@ -177,6 +179,8 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
+    """Residual block that doubles the image, with instance normalisation."""
+
     def __init__(self, before, after):
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, 1, 1)
@@ -240,6 +244,8 @@ class Extractors(nn.Module):
 
 
 class Translator(nn.Module):
+    """A tag's change of what the encoder has made, under a mask of its own, as a style asks for."""
+
     def __init__(self, encoded, channels, style):
         super().__init__()
         self.model = nn.Sequential(
@@ -260,6 +266,8 @@ class Translator(nn.Module):
 
 
 class Mapper(nn.Module):
+    """A tag's latent-guided styles: of noise, for each of its attributes."""
+
     def __init__(self, noise, channels, style, attributes):
         super().__init__()
         self.pre_model = nn.Sequential(
@@ -302,6 +310,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
+    """How real an image (N, 3, S, S) is as one of an attribute of a tag, given its style and the attributes
+    that condition the tag.
+    """
+
     def __init__(self, settings, attributes, conditions):
         super().__init__()
         stack, width = halvings(settings)

@@ -83,6 +83,8 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 
 class ResidualBlock(nn.Module):
+    """(N, C, h, w) to the same shape."""
+
     def __init__(self, channels):
         super().__init__()
         self.main = nn.Sequential(
@@ -150,6 +152,7 @@ class Discriminator(nn.Module):
 
 
 def with_label_maps(x, labels):
+    """(N, C + A, h, w): images or maps (N, C, h, w) and each label of (N, A) as a constant map."""
     maps = labels.to(x.dtype)[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])
     return torch.cat([x, maps], dim=1)
 

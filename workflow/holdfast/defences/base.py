@@ -31,6 +31,7 @@ class Surroundings:
         seed_names: names that seed everything random (holdfast.seeds).
         device: where to compute.
         state_path: where a long optimisation may keep its state; None to keep none.
+        batch: images that go through the networks at once, which bounds the memory.
         first: (1, 3, S, S), what the defence's :attr:`Defence.first_stage` has found, or None where it is
             still to be run.
     """

@@ -83,8 +83,10 @@ def cmua_step(x, seen, slope, perturbation, step_size, factor, mixing, epsilon):
     """One step for one batch.
 
     Args:
-        x: the clean images (N, 3, S, S); seen: X, what the model saw; slope: the gradient at X.
+        x: the clean images (N, 3, S, S) in [-1, 1]; seen: X, what the model saw; slope: the gradient at X.
         perturbation: W (1, 3, S, S), or None before the first step.
+        step_size, epsilon: a and the budget, in units of [-1, 1].
+        factor: of X_adv - x before the clip; mixing: what W keeps of itself.
 
     Returns:
         The new W and the new X.
@@ -122,6 +124,7 @@ class Visits(Stage):
         self.perturbation = None
 
     def step(self, index):
+        """The `steps` updates of W at a visit; returns the model's loss before the last."""
         s, settings = self.surroundings, self.settings
         batch, name, number = self.visits[index]
         positions = minibatch(len(s.images), self.batch, batch, *s.seed_names, "cmua")
@@ -159,6 +162,8 @@ class Visits(Stage):
 
 
 class CMUA(Defence):
+    """The watermark; `found` has the factors, where they were searched for."""
+
     title = "CMUA"
 
     def __init__(self, settings, surroundings):

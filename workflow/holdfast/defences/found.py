@@ -127,6 +127,8 @@ class Disruption(PairsStage):
 
 
 class FOUND(Defence):
+    """Raises a HoldfastError at once where its settings leave it no step."""
+
     title = "FOUND"
 
     def __init__(self, settings, surroundings):
