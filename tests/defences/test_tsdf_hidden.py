@@ -217,6 +217,21 @@ def test_the_interruptions_gradient_is_that_of_its_mean_square(powers, target, t
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("target", ["outputs", "features"])
+def test_what_is_known_of_edits_goes_along_with_some_of_the_images(powers, target):
+    poisoning = TSDFHidden(STRONGEST | {"interruption_target": target}, powers)._poisoning
+    whole, seen = poisoning.unmoved(powers.images, turns="weakest"), powers.images + w0(powers)
+    for turn in range(2):
+        whole.distance("square", seen * (1 - turn / 2), turn)
+    rows = torch.tensor([2, 0, 2])
+    part = whole.of(rows)
+    assert whole.weakest("square").min() > 0
+    for turn in range(2, 4):
+        assert torch.equal(part.weakest("square"), whole.weakest("square")[rows])
+        found = part.distance("square", seen[rows], turn)
+        torch.testing.assert_close(found, whole.distance("square", seen, turn)[rows])
+
+
 @pytest.mark.parametrize("target, turn", TURNS)
 @pytest.mark.parametrize("balance", ["sum", "normalised"])
 def test_the_ascent_per_image_is_that_of_its_own_mean_square(powers, square_model, balance, target, turn):

@@ -213,22 +213,22 @@ def test_dry_run_at_the_papers_scale(pipeline_copy):
 
     counts, told = planned()
     assert "results/paper/report.html" in told
-    # 11 defences, and 38 variants of four of them, of which the attacker sees nothing.
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (49, 11, 11 * 4)
+    # 11 defences, and 39 variants of four of them, of which the attacker sees nothing.
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (50, 11, 11 * 4)
     assert (counts["find_faces"], counts["measure_harvest"]) == (11 * 3, 11)
-    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 38, 7)
+    assert (counts["measure_outputs"], counts["study"]) == (11 * 2 + 11 + 39, 7)
     # Of four defences, and of the variants that change it: three distances, a sign, and two of a heavier
     # enhancement.
     assert counts["first_stage"] == 4 + 3 + 1 + 2
     chosen = "perturbation_seeds: [0, 1]\nattacker: {models: [attgan], defences: [none, tsdf], seeds: [1]}\n"
     counts, _ = planned(chosen)
-    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (49 * 2, 2, 2)
-    assert counts["measure_outputs"] == (11 * 2 + 38) * 2 + 2
+    assert (counts["perturb"], counts["harvest"], counts["retrain"]) == (50 * 2, 2, 2)
+    assert counts["measure_outputs"] == (11 * 2 + 39) * 2 + 2
     # The readings of the paper on one seed: all of the 12 but tsdf itself are its alone.
     counts, _ = planned(chosen + "studies: {ambiguities: {seeds: [0]}}\n")
-    assert counts["perturb"] == 49 * 2 - 11
-    assert counts["measure_outputs"] == (11 * 2 + 38) * 2 + 2 - 11
+    assert counts["perturb"] == 50 * 2 - 11
+    assert counts["measure_outputs"] == (11 * 2 + 39) * 2 + 2 - 11
     # A defence on one seed: the other is neither learnt nor measured on the two data sets.
     counts, _ = planned(chosen + "defences: {ssod: {seeds: [0]}}\n")
-    assert counts["perturb"] == 49 * 2 - 1
-    assert counts["measure_outputs"] == (11 * 2 + 38) * 2 + 2 - 2
+    assert counts["perturb"] == 50 * 2 - 1
+    assert counts["measure_outputs"] == (11 * 2 + 39) * 2 + 2 - 2

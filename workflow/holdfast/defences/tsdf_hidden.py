@@ -297,6 +297,14 @@ class Unmoved:
         self.target, self.turns = target, turns
         self._clean, self._moved = {}, {}
 
+    def of(self, rows):
+        """That of some of the images."""
+        labels = {name: given[rows] for name, given in self.labels.items()}
+        part = Unmoved(self.models, self.images[rows], labels, self.target, self.turns)
+        part._clean = {key: made[rows] for key, made in self._clean.items()}
+        part._moved = {name: moved[:, rows] for name, moved in self._moved.items()}
+        return part
+
     def distance(self, name, seen, turn):
         """F of one model: MSE(G(x'), G(x)), or MSE(E(x'), E(x)) as stage 1's L_MSE, of each image, (N,).
 
@@ -521,6 +529,7 @@ class Search:
         weight: lambda, (N, 1, 1, 1).
         weights: of the detectors, (D, N).
         most, best: :func:`blindness` to what is kept, and its F, (N,).
+        unmoved: of the clean images, with what is known of how far each edit has moved.
     """
 
     start: torch.Tensor
@@ -531,11 +540,13 @@ class Search:
     weights: torch.Tensor
     most: torch.Tensor
     best: torch.Tensor
+    unmoved: Unmoved
 
     def of(self, rows):
         """That of some of the images."""
-        of_rows = {name: value[rows] for name, value in vars(self).items() if name != "weights"}
-        return Search(weights=self.weights[:, rows], **of_rows)
+        apart = {"weights": self.weights[:, rows], "unmoved": self.unmoved.of(rows)}
+        of_rows = {name: value[rows] for name, value in vars(self).items() if name not in apart}
+        return Search(**of_rows, **apart)
 
     def still_seen(self):
         """Whether some detector sees the face in what is kept: bool (N,)."""
@@ -603,6 +614,7 @@ class TSDFHidden(Defence):
             kept=start,
             best=nothing,
             most=nothing.long(),
+            unmoved=self._poisoning.unmoved(images, turns=self.settings["edit_turns"]),
         )
 
     def _go_on(self, images, search, steps):
@@ -611,7 +623,7 @@ class TSDFHidden(Defence):
         eta, then, factor = (settings[key] for key in ("poison_step_size", "when_hidden", "weight_factor"))
         full_weight = settings["interruption_weight"]
         interruption = self.perturbation.to(images.device)
-        targets, unmoved = poisoning.targets(images), poisoning.unmoved(images, turns=settings["edit_turns"])
+        targets = poisoning.targets(images)
         at_start = stored(images + search.start)
         mask = poisoning.mask(
             interruption,
@@ -625,7 +637,9 @@ class TSDFHidden(Defence):
             slope, margins = poisoning.slope(seen, targets, step, search.weights)
             hidden_from = margins <= -settings["slack"]
             hidden = hidden_from.all(dim=0)
-            ascent, value = poisoning.ascent(seen, unmoved, step) if both_goals else (None, search.best)
+            ascent, value = None, search.best
+            if both_goals:
+                ascent, value = poisoning.ascent(seen, search.unmoved, step)
             search.keep(blindness(margins, settings["slack"]), value if comparable else search.best)
             if step == steps.stop:
                 break
