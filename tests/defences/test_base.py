@@ -134,7 +134,7 @@ def test_what_is_stored_are_whole_levels_within_the_budget():
 def test_another_shape_is_refused(universal, result):
     with pytest.raises(HoldfastError, match="the defence Returning returned something else") as caught:
         defence_of(result, universal).fit().protect(random_images())
-    assert "(1, 3, 8, 8)" in caught.value.expected or "(2, 3, 8, 8)" in caught.value.expected
+    assert f"({1 if universal else bare().batch}, 3, 8, 8)" in caught.value.expected
 
 
 @pytest.mark.parametrize(("universal", "missing"), [(True, "learn"), (False, "perturb")])
@@ -147,7 +147,7 @@ def test_a_defence_without_its_method_is_told_which(universal, missing):
 @pytest.mark.parametrize("universal", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_refused(universal, value):
-    result = torch.zeros(1 if universal else 2, 3, 8, 8)
+    result = torch.zeros(1 if universal else bare().batch, 3, 8, 8)
     result[0, 1, 2, 3] = value
     with pytest.raises(HoldfastError, match="not finite") as caught:
         defence_of(result, universal).fit().protect(random_images())

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from holdfast.data.pixels import stored
+from holdfast.defences.chunks import in_chunks
 from holdfast.errors import HoldfastError
 from holdfast.tensors import write_tensors
 
@@ -103,7 +104,9 @@ class Defence:
         raise self._lacks("learn(self)")
 
     def perturb(self, images):
-        """Perturbations of the shape of `images` (N, 3, S, S). Default: the universal one."""
+        """Perturbations of the shape of `images` (N, 3, S, S), each of its own image alone. Default: the
+        universal one.
+        """
         if self.perturbation is None:
             raise self._lacks("perturb(self, images), or `universal = True` and learn(self)")
         return self.perturbation.to(images.device).expand_as(images)
@@ -128,12 +131,21 @@ class Defence:
     def protect(self, images):
         """The protected images as a reader of their 8-bit file sees them, (N, 3, S, S) in [-1, 1].
 
-        |protected - images| is at most epsilon plus half a step of the 8-bit scale (1/255).
+        |protected - images| is at most epsilon plus half a step of the 8-bit scale (1/255). A defence per
+        image gets `surroundings.batch` images at a time, always as many (holdfast.defences.chunks): what it
+        makes of an image does not hang on how many are protected with it.
         """
-        with torch.enable_grad():
+
+        def perturbation_of(part):
             # A copy: a defence that works in place must not move the images past its budget.
-            perturbation = self.within_budget(self.perturb(images.clone()), images.shape)
-        return stored(images + perturbation.to(images.device))
+            return self.within_budget(self.perturb(part.clone()), part.shape).to(images.device)
+
+        with torch.enable_grad():
+            if self.universal:
+                perturbation = perturbation_of(images)
+            else:
+                perturbation = in_chunks(perturbation_of, self.surroundings.batch, images)
+        return stored(images + perturbation)
 
     def _lacks(self, method):
         return HoldfastError(

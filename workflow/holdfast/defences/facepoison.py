@@ -39,7 +39,6 @@ import torch
 
 from holdfast.data.pixels import to_bytes
 from holdfast.defences.base import Defence
-from holdfast.defences.chunks import in_chunks
 from holdfast.defences.momentum import momentum_step, normalised
 from holdfast.defences.options import options
 from holdfast.defences.stages import (
@@ -144,15 +143,6 @@ class FacePoison(Defence):
 
     def perturb(self, images):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
-        return in_chunks(self._generated, self.surroundings.batch, images)
-
-    def _start(self, image):
-        """Uniform noise (1, 3, S, S), the same for the same image whatever is protected beside it."""
-        s = self.surroundings
-        content = to_bytes(image[None]).tobytes().hex()
-        return uniform((1, *image.shape), s.epsilon, *s.seed_names, "start", content).to(image.device)
-
-    def _generated(self, images):
         settings, s = self.settings, self.surroundings
         with torch.no_grad():
             clean = {name: features(detector, images) for name, detector in s.detectors.items()}
@@ -174,6 +164,12 @@ class FacePoison(Defence):
                 per_image=True,
             )
         return (images + found).clamp(-1, 1) - images
+
+    def _start(self, image):
+        """Uniform noise (1, 3, S, S), the same for the same image whatever is protected beside it."""
+        s = self.surroundings
+        content = to_bytes(image[None]).tobytes().hex()
+        return uniform((1, *image.shape), s.epsilon, *s.seed_names, "start", content).to(image.device)
 
     def _slope(self, detector, seen, clean):
         point = seen.detach().requires_grad_(True)

@@ -91,13 +91,13 @@ class SSOD(Defence):
 
     def perturb(self, images):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
-        settings, epsilon, chunk = self.settings, self.surroundings.epsilon, self.surroundings.batch
+        settings, epsilon = self.settings, self.surroundings.epsilon
         found = torch.zeros_like(images)
-        targets = in_chunks(self._targets, chunk, images)
+        targets = self._targets(images)
         left = torch.arange(len(images), device=images.device)
         for _ in range(settings["iterations"]):
             chosen = [each[left] for each in targets]
-            slope, counts = in_chunks(self._slope, chunk, images[left] + found[left], *chosen)
+            slope, counts = in_chunks(self._slope, len(images), images[left] + found[left], *chosen)
             left, slope = left[counts > 0], slope[counts > 0]
             if not len(left):
                 break

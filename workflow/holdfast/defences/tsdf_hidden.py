@@ -64,7 +64,7 @@ import torch
 from holdfast.data.pixels import stored
 from holdfast.defences import hiding
 from holdfast.defences.base import Defence
-from holdfast.defences.chunks import filled, in_chunks
+from holdfast.defences.chunks import filled
 from holdfast.defences.diversity import diversified, placed
 from holdfast.defences.interruption import Interruption, compact
 from holdfast.defences.momentum import normalised
@@ -588,9 +588,6 @@ class TSDFHidden(Defence):
 
     def perturb(self, images):
         """(N, 3, S, S) for images (N, 3, S, S) in [-1, 1]."""
-        return in_chunks(self._generated, self.surroundings.batch, images)
-
-    def _generated(self, images):
         first, more = self.settings["poison_iterations"], self.settings["more_poison_iterations"]
         search = self._begun(images)
         self._go_on(images, search, range(first))
