@@ -41,6 +41,8 @@ def protect(
             repair="set `limits` of the data set so that the split has images, or give the data set `skip`",
         )
     defence = opened_defence(work, name, seed, perturbation, training_index, models, detectors)
+    # A defence per image fills up what it is given to so many images, and they are kept together.
+    at_once = config["measuring"]["batch"] if defence.universal else defence.surroundings.batch
     kept = (
         None
         if defence.universal
@@ -50,13 +52,12 @@ def protect(
         (temporary / "images").mkdir()
         hashes, files = [], []
         with Progress(len(positions), f"protecting {faces.folder.name} ({split}) by {defence.title}") as bar:
-            for part in batches(len(positions), config["measuring"]["batch"]):
+            for part in batches(len(positions), at_once):
                 new = [f"images/{number:06d}.png" for number in range(part.start, part.stop)]
                 if kept is not None and all((kept / file).exists() for file in new):
                     for file in new:
                         shutil.copyfile(kept / file, temporary / file)
                 else:
-                    # A batch is done again as a whole: its size may change an image's last bits.
                     protected = to_bytes(defence.protect(faces.pixels(positions[part]).to(work.device)))
                     for file, pixels in zip(new, protected, strict=True):
                         Image.fromarray(pixels).save(temporary / file)
@@ -79,9 +80,9 @@ def _kept(config, name, defence, perturbation, faces, split, limit):
     """Where the images that are done are kept: a folder of its own for all that determines them."""
     # The name of the defence's state file has its settings, its seed, and the models and detectors.
     begun = defence.surroundings.state_path.parent.name
-    taken = (fingerprint(faces.folder), split, limit, config["measuring"]["batch"])
+    taken = (perturbation, fingerprint(faces.folder), split, limit)
     code = sources.of_protection(defence_of(config, name)[0])
-    return state_file(config, f"protect_{name}", begun, perturbation, *taken, code=code).parent
+    return state_file(config, f"protect_{name}", begun, *taken, code=code).parent
 
 
 class ProtectedSet:
