@@ -45,14 +45,15 @@ import yaml  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from holdfast.config import merge, registered  # noqa: E402
 from holdfast.data.pixels import to_float  # noqa: E402
 from holdfast.deepfakes import DEEPFAKES, hisd  # noqa: E402
 from holdfast.deepfakes.model import build, freeze  # noqa: E402
 from holdfast.deepfakes.training import precision_of, train_deepfake  # noqa: E402
 from holdfast.jobs import job  # noqa: E402
+from holdfast.modules import registered  # noqa: E402
 from holdfast.seeds import generator, numpy_generator  # noqa: E402
 from holdfast.training.loop import batch_positions  # noqa: E402
+from holdfast.yaml_files import merge  # noqa: E402
 
 BARS, FEATURES_BAR = {"cpu": 1.0, "cuda": 1.5}, 0.6
 NAMES = ("benchmark",)  # what seeds weights, batches and draws

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast import cli, config
+from holdfast import cli, modules
 from holdfast.errors import HoldfastError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,14 +65,14 @@ def test_json_has_every_registered_thing_with_all_its_facts(holdfast, section):
     code, out, err = holdfast("list", section, "--json")
     rows = json.loads(out)
     assert (code, err) == (0, "")
-    assert [row[FACTS[section][0]] for row in rows] == sorted(config.registered(section))
+    assert [row[FACTS[section][0]] for row in rows] == sorted(modules.registered(section))
     for row in rows:
         assert list(row) == FACTS[section]
         assert all(row[key] for key in ("title", "description", "definition") if key in row)
 
 
 def test_every_section_of_the_config_can_be_listed():
-    assert set(cli.LISTS) == {*config.SECTIONS, config.METRICS}
+    assert set(cli.LISTS) == {*modules.SECTIONS, modules.METRICS}
 
 
 def test_a_detectors_parameters():

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from holdfast import config
+from holdfast import config, modules, schema, yaml_files
 from holdfast.errors import HoldfastError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +55,7 @@ def small(**changes):
         "detectors": {"retinaface": {}},
         "defences": {"none": {}},
     }
-    return config.merge(base, changes)
+    return yaml_files.merge(base, changes)
 
 
 def refusal(changes):
@@ -206,7 +204,7 @@ def test_what_nobody_registered_is_refused_with_the_nearest_name(changes, key, f
         return
     assert f"config key {key}: nobody registered" in str(error)
     assert repair in error.repair and f"workflow/holdfast/{folder}/" in error.repair
-    assert set(error.expected.split(", ")) == set(config.registered(key.split(".")[0]))
+    assert set(error.expected.split(", ")) == set(modules.registered(key.split(".")[0]))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +318,7 @@ def test_skipped_entries_may_be_of_unknown_kinds_with_unknown_settings():
     )
     assert found["defences"]["facepoison"] == later  # what is registered has a title of its own
     assert found["deepfakes"]["attgan"]["title"] == "AttGAN"
-    assert [list(config.active(found, section)) for section in config.SECTIONS] == [
+    assert [list(config.active(found, section)) for section in modules.SECTIONS] == [
         ["synthetic"],
         ["stargan"],
         ["retinaface"],
@@ -391,22 +389,6 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content):
         config.read(PAPER, path)
 
 
-trees = st.recursive(
-    st.integers() | st.none() | st.text(max_size=3),
-    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
-)
-
-
-@given(st.dictionaries(st.sampled_from("abc"), trees), st.dictionaries(st.sampled_from("abc"), trees))
-def test_merge_laws(base, change):
-    before = copy.deepcopy((base, change))
-    merged = config.merge(base, change)
-    assert (base, change) == before
-    assert config.merge(base, {}) == base and config.merge({}, change) == change
-    assert config.merge(merged, change) == merged
-    assert set(merged) == set(base) | set(change)
-
-
 def test_the_hash_does_not_depend_on_where_things_lie_or_on_the_order_of_keys():
     base = config.complete(small(datasets={"photos": {"kind": "lfw"}}))
     there = copy.deepcopy(base)
@@ -430,69 +412,6 @@ def test_the_hash_does_not_depend_on_where_things_lie_or_on_the_order_of_keys():
 # ---- the schema and the shipped files ----------------------------------------------------------------
 
 
-def properties(schema, path=()):
-    """(path, schema) of everything that a config can set."""
-    if isinstance(schema, dict):
-        for name, part in schema.get("properties", {}).items():
-            yield (*path, name), part
-            yield from properties(part, (*path, name))
-        for name, part in schema.get("$defs", {}).items():
-            yield from properties(part, (name,))
-
-
-def test_every_setting_is_described_and_its_default_is_valid():
-    root = config.full_schema()
-    everything = list(properties(root))
-    for section in config.SECTIONS:
-        known = config.registered(section)
-        assert known, section
-        for kind, own in known.items():
-            everything += list(properties({"properties": own}, (section, kind)))
-    for path, part in everything:
-        if "$ref" in part:
-            part = {**root["$defs"][part["$ref"].rsplit("/", 1)[1]], **part}
-        assert part.get("description", "").endswith("."), ".".join(path)
-        if "default" in part:
-            config._check(part["default"], {**part, "$defs": root["$defs"]}, ".".join(path))
-
-
-def test_the_names_read_from_the_text_are_those_that_the_modules_register():
-    from holdfast.data import DATASETS
-    from holdfast.deepfakes import DEEPFAKES
-    from holdfast.defences import DEFENCES
-    from holdfast.detectors import DETECTORS
-    from holdfast.metrics import METRICS
-
-    registries = {
-        "datasets": DATASETS,
-        "deepfakes": DEEPFAKES,
-        "detectors": DETECTORS,
-        "defences": DEFENCES,
-        "metrics": METRICS,
-    }
-    for section, registry in registries.items():
-        assert set(config.registered(section)) == set(registry)
-
-
-def test_a_register_that_cannot_be_read_without_running_it_is_refused(tmp_path):
-    module = tmp_path / "odd.py"
-    module.write_text("NAME = 'x'\nREGISTER = {NAME: 1}\n")
-    with pytest.raises(HoldfastError, match="REGISTER of odd.py cannot be read, line 2"):
-        config._literals(module)
-
-
-@pytest.mark.parametrize("text", ["REGISTER = dict(own=None)", "REGISTER: dict = NAMES", "REGISTER: dict"])
-def test_a_register_that_is_not_written_out_is_refused(tmp_path, text):
-    (tmp_path / "odd.py").write_text(f"{text}\n")
-    with pytest.raises(HoldfastError, match="REGISTER of odd.py cannot be read, line 1"):
-        config._literals(tmp_path / "odd.py")
-
-
-def test_a_register_may_say_its_type(tmp_path):
-    (tmp_path / "odd.py").write_text("REGISTER: dict = {'own': None}\n")
-    assert config._literals(tmp_path / "odd.py")["REGISTER"] == ["own"]
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -503,71 +422,8 @@ def test_a_register_may_say_its_type(tmp_path):
 )
 def test_two_things_of_one_title_are_refused_before_anything_runs(change):
     with pytest.raises(HoldfastError, match=f"config keys {next(iter(change))}.* share a title") as caught:
-        config.complete(config.merge(config.read_part(PAPER), change))
+        config.complete(yaml_files.merge(yaml_files.read_part(PAPER), change))
     assert "a `title` of its own" in caught.value.repair
-
-
-def test_titles_are_those_of_the_classes():
-    from holdfast.deepfakes import DEEPFAKES
-    from holdfast.defences import DEFENCES
-    from holdfast.detectors import DETECTORS
-
-    for section, registry in (("deepfakes", DEEPFAKES), ("defences", DEFENCES), ("detectors", DETECTORS)):
-        for name, kind in registry.items():
-            module = config.PACKAGE / config.modules_of(section, name)[0]
-            assert config._literals(module)["TITLES"][name] == kind.title
-
-
-def test_every_first_stage_is_told_in_its_module():
-    from holdfast.defences import DEFENCES
-
-    for name, kind in DEFENCES.items():
-        assert bool(kind.first_stage) == bool(config.first_stage_settings(name)), name
-
-
-@pytest.fixture
-def other_library(tmp_path, monkeypatch):
-    """A function that makes a module of defences the only one that the config knows of."""
-
-    def clear():
-        config.registered.cache_clear()
-        config.first_stage_settings.cache_clear()
-
-    def make(text):
-        (tmp_path / "defences").mkdir(exist_ok=True)
-        (tmp_path / "defences/own.py").write_text(text)
-        monkeypatch.setattr(config, "PACKAGE", tmp_path)
-        clear()
-
-    clear()
-    yield make
-    monkeypatch.undo()
-    clear()
-
-
-@pytest.mark.parametrize(
-    ("written", "repair"), [("('steps', 'tua')", "remove tua"), ("('steps')", "a comma behind")]
-)
-def test_a_first_stage_that_names_no_settings_is_refused(other_library, written, repair):
-    settings = "{'steps': {'type': 'integer', 'default': 1, 'description': 'Steps.'}}"
-    other_library(f"SETTINGS = {settings}\nFIRST_STAGE = {written}\nREGISTER = {{'own': None}}\n")
-    with pytest.raises(HoldfastError, match="FIRST_STAGE of defences/own.py cannot be used") as caught:
-        config.first_stage_settings("own")
-    assert repair in str(caught.value)
-
-
-def test_a_setting_called_as_one_of_the_pipelines_keys_is_refused(other_library):
-    weights = "{'weights': {'type': 'number', 'default': 2, 'description': 'Weights.'}}"
-    other_library(f"SETTINGS = {weights}\nREGISTER = {{'own': None}}\n")
-    with pytest.raises(HoldfastError, match="SETTINGS of own.py cannot be used") as caught:
-        config.registered("defences")
-    assert caught.value.repair == "call weights something else"
-
-
-def test_a_first_stage_that_is_no_literal_is_refused(other_library):
-    other_library("from x import NAMES\nFIRST_STAGE = NAMES\nREGISTER = {'own': None}\n")
-    with pytest.raises(HoldfastError, match="FIRST_STAGE of own.py cannot be read, line 2"):
-        config.first_stage_settings("own")
 
 
 @pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)
@@ -585,7 +441,7 @@ def test_the_shipped_configs_are_complete_and_sound(presets):
     found = shipped(*presets)
     assert found["preset"] == (presets[0].stem if presets else "paper")
     assert found["results"] == f"results/{found['preset']}"
-    for section in config.SECTIONS:
+    for section in modules.SECTIONS:
         assert config.active(found, section), section
     assert config.complete(found) == found
 
@@ -593,14 +449,14 @@ def test_the_shipped_configs_are_complete_and_sound(presets):
 @pytest.mark.parametrize("path", [PAPER, *PRESETS], ids=NAMES)
 def test_every_key_of_the_shipped_files_is_in_the_schema_or_in_its_modules_settings(path):
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    schema = config.full_schema()
-    assert set(written) <= set(schema["properties"])
-    for section in config.SECTIONS:
+    known = schema.full_schema()
+    assert set(written) <= set(known["properties"])
+    for section in modules.SECTIONS:
         for name, entry in written.get(section, {}).items():
             kind = entry.get("kind", name) if section == "datasets" else name
-            assert set(entry) <= set(config.entry_schema(section, kind)["properties"]), f"{section}.{name}"
+            assert set(entry) <= set(schema.entry_schema(section, kind)["properties"]), f"{section}.{name}"
     for section in ("classifier", "scenes", "protection", "attacker", "measuring"):
-        assert set(written.get(section, {})) <= set(schema["properties"][section]["properties"])
+        assert set(written.get(section, {})) <= set(known["properties"][section]["properties"])
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
@@ -714,7 +570,7 @@ def test_checkpoints_that_are_there_pass(tmp_path):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("defences:\n  none: {}\ndefences:\n  stripes: {period: 3}\n")
-    for read in (config.read_part, lambda order: config.complete(small(), order=order)):
+    for read in (yaml_files.read_part, lambda order: config.complete(small(), order=order)):
         with pytest.raises(HoldfastError, match=r"(?s)config.yaml.*key defences stands twice.*line 3"):
             read(path)
 
@@ -745,39 +601,6 @@ def test_health_asks_only_for_attributes_that_the_model_edits():
     assert "deepfakes.hisd.edited" in told and "Hat" in told and "HairColor" in told
 
 
-def test_the_modules_of_a_name_begin_with_the_one_that_registers_it():
-    assert config.modules_of("defences", "facepoison_universal")[0] == "defences/facepoison.py"
-    for section in config.SECTIONS:
-        for name in config.registered(section):
-            files = [config.PACKAGE / file for file in config.modules_of(section, name)]
-            assert f'"{name}"' in files[0].read_text(encoding="utf-8").partition("REGISTER = ")[2]
-            assert len(set(files)) == len(files) and all(file.is_file() for file in files)
-
-
-@pytest.mark.parametrize(
-    "section, name, some, others",
-    [
-        ("deepfakes", "attentiongan", ["stargan", "model", "losses"], ["attgan", "training", "hisd"]),
-        ("detectors", "dsfd", ["vgg", "detector", "boxes"], ["s3fd", "retinaface", "training"]),
-        ("detectors", "retinaface", ["detector", "boxes"], ["vgg"]),
-        # By way of fusion and interruption: what is imported by what is imported.
-        ("defences", "tsdf", ["base", "enhancement", "momentum", "poisoning", "separation"], ["cmua"]),
-        (
-            "defences",
-            "tsdf_hidden",
-            ["base", "hiding", "interruption", "tsdf", "diversity"],
-            ["cmua", "found"],
-        ),
-        ("defences", "random", ["base"], ["stages", "momentum"]),
-        ("datasets", "celeba", ["preparing"], ["rendering"]),
-        ("datasets", "synthetic", ["rendering"], ["celeba"]),
-    ],
-)
-def test_the_modules_of_a_name_are_what_it_imports_from_its_folder(section, name, some, others):
-    stems = {Path(file).stem for file in config.modules_of(section, name)}
-    assert stems >= {name, *some} and not stems & set(others)
-
-
 @pytest.mark.parametrize("presets", LAYOUTS, ids=NAMES)
 def test_the_baselines_constants_hold_in_every_preset(presets):
     found = shipped(*presets)["defences"]
@@ -787,12 +610,6 @@ def test_the_baselines_constants_hold_in_every_preset(presets):
     assert poison["level_weights"] == [0.2, 0.3, 0.5]
     # 2 of 255 and 0.5 of 255, in units of [-1, 1].
     assert abs(poison["step_size"] - 2 / 127.5) < 5e-5 and abs(found["ssod"]["gamma"] - 0.5 / 127.5) < 5e-6
-
-
-def test_settings_may_be_those_of_the_module_beside(tmp_path):
-    found = config.registered("deepfakes")
-    assert found["attentiongan"] == found["stargan"] and "lambda_rec" in found["attentiongan"]
-    assert found["hisd"]["critic_steps"]["const"] == 1 and found["attgan"]["critic_steps"]["default"] == 5
 
 
 def test_the_papers_sizes():

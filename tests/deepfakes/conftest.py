@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.config import registered
 from holdfast.data.faceset import write_faceset
 from holdfast.deepfakes import DEEPFAKES, training
 from holdfast.deepfakes.model import build
+from holdfast.modules import registered
 from holdfast.seeds import numpy_generator
 
 DEFAULTS = {

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from holdfast.config import registered
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.attentiongan import SETTINGS, AttentionGAN
 from holdfast.deepfakes.training import SETTINGS as TRAINING
 from holdfast.errors import HoldfastError
+from holdfast.modules import registered
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from holdfast.config import registered, sources_of
+from holdfast.config import sources_of
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.importing import import_weights
 from holdfast.deepfakes.model import freeze, history_of, load, save
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256_of
+from holdfast.modules import registered
 
 SMALL = {
     "stargan": {"generator_channels": 4, "discriminator_channels": 4, "discriminator_layers": 3},

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from holdfast import config
-from holdfast.config import first_stage_settings, registered
 from holdfast.data.pixels import stored, to_bytes
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes.model import build, freeze
@@ -24,6 +23,7 @@ from holdfast.detectors import DETECTORS
 from holdfast.detectors.retinaface import RetinaFace
 from holdfast.detectors.training import initialise
 from holdfast.errors import HoldfastError
+from holdfast.modules import first_stage_settings, registered
 from holdfast.seeds import generator
 from holdfast.stages.common import own_settings
 

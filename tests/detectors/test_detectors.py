@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.config import registered
 from holdfast.detectors import DETECTORS, training
 from holdfast.detectors.training import initialise, train_detector
 from holdfast.errors import HoldfastError
 from holdfast.metrics import detection
+from holdfast.modules import registered
 from holdfast.seeds import numpy_generator
 
 TINY = {"retinaface": {"width": 1 / 8}, "s3fd": {"width": 1 / 16}, "dsfd": {"width": 1 / 16}}

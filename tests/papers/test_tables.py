@@ -447,22 +447,22 @@ def test_table_iii_keeps_to_data_sets_where_something_is_retrained():
 
 
 def test_what_is_left_out_keeps_its_title(tmp_path):
-    from holdfast import config
+    from holdfast import config, modules
     from holdfast.stages.publish import plan_of
 
     left_out = tmp_path / "left_out.yaml"
     left_out.write_text("deepfakes: {hisd: {skip: no time}}\ndefences: {found: {skip: no time}}\n")
-    known = plan_of(config.read(config.PACKAGE.parents[1] / "config.yaml", left_out))
+    known = plan_of(config.read(modules.PACKAGE.parents[1] / "config.yaml", left_out))
     assert known["deepfakes"]["hisd"] == {"title": "HiSD", "skip": "no time"}
     where = {"dataset": "CelebA", "subject": "StarGAN", "metric": "l2_mask", "method": "FOUND"}
     assert "no time" in cell(build_tables([], known, REPORTED)["table_I"], **where)["why"]
 
 
 def test_every_method_of_the_paper_is_a_defence_of_the_config():
-    from holdfast import config
+    from holdfast import config, modules
     from holdfast.stages.publish import plan_of
 
-    known = plan_of(config.read(config.PACKAGE.parents[1] / "config.yaml"))
+    known = plan_of(config.read(modules.PACKAGE.parents[1] / "config.yaml"))
     paper = REPORTED[REPORTED["paper"] == "tsdf"]
     titles = {entry["title"] for entry in known["defences"].values()}
     # Healthy models have no method, and Tables VII and VIII compare variants of TSDF itself.

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from paper_records import a_run, cell, outputs, plan, record
 
-from holdfast import config
+from holdfast import config, modules
 from holdfast.papers.report import write_report
 from holdfast.papers.reported import load_reported
 from holdfast.papers.tables import (
@@ -22,7 +22,7 @@ from holdfast.papers.tables import (
 from holdfast.stages.publish import plan_of
 
 REPORTED = load_reported()
-ROOT = config.PACKAGE.parents[1]
+ROOT = modules.PACKAGE.parents[1]
 TITLES = {"tsdf-tau=0": "TSDF tau=0.00", "tsdf": "TSDF tau=0.04", "tsdf-tau=0.05": "TSDF tau=0.05"}
 
 

@@ -16,6 +16,7 @@ from holdfast.stages.harvest import find_faces, harvest
 from holdfast.stages.measure import measure_outputs
 from holdfast.stages.pretrain import import_deepfake, measure_health
 from holdfast.stages.retrain import measure_retrained, retrain
+from holdfast.yaml_files import merge
 
 ANEW = "the discriminator started anew"
 
@@ -40,7 +41,7 @@ def chain(tmp_path):
             "fid_features": "attributes",
             "metrics": ["l2_mask", "psnr"],
         }
-        chain.config = configs.complete(configs.merge(chain.config, change))
+        chain.config = configs.complete(merge(chain.config, change))
         samples = chain.weights.with_name("samples.png")
         import_deepfake(chain.config, "stargan", chain.faces, chain.weights, samples)
         assert samples.exists()

@@ -20,6 +20,7 @@ from holdfast.stages.common import open_faces
 from holdfast.stages.harvest import find_faces, harvest, measure_harvest
 from holdfast.stages.perturb import perturb
 from holdfast.stages.protect import ProtectedSet, protect
+from holdfast.yaml_files import merge
 
 NAMES = ["Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"]
 PER_IMAGE = [name for name, kind in DEFENCES.items() if not kind.universal]
@@ -195,7 +196,7 @@ def test_what_another_config_left_is_not_taken_up(chain, change, monkeypatch):
     monkeypatch.setattr(DEFENCES["facepoison"], "perturb", original)
     kept = set((chain.folder / "results").rglob("*.png"))
     assert len(kept) == sum(CHUNKS[:2])
-    chain.config = configs.merge(chain.config, change)
+    chain.config = merge(chain.config, change)
     chain.perturb("facepoison")
     seen = []
     monkeypatch.setattr(

@@ -16,6 +16,7 @@ from holdfast.records import read_records
 from holdfast.stages.measure import measure_detection, measure_images, measure_outputs
 from holdfast.stages.perturb import first_stage, perturb
 from holdfast.stages.publish import tables
+from holdfast.yaml_files import merge
 
 TSDF = {
     "iterations": 2,
@@ -48,7 +49,7 @@ def chain(tmp_path_factory):
         chain = Chain(tmp_path_factory.mktemp("studies"))
         AttributeClassifier(NAMES, 2).save(chain.folder / "classifier.safetensors")
     chain.config = configs.complete(
-        configs.merge(
+        merge(
             {key: value for key, value in chain.config.items() if key != "defences"},
             {
                 "defences": {"none": {}, "tsdf": TSDF},
@@ -142,7 +143,7 @@ def test_a_perturbation_learnt_on_other_faces_is_another_state(chain):
     given = ("tsdf", 0, chain.faces, chain.models, chain.folder / "first.safetensors")
     first_stage(chain.config, *given)
     whole = (chain.folder / "first.safetensors").read_bytes()
-    fewer = configs.merge(chain.config, {"datasets": {"synthetic": {"perturbation_images": 2}}})
+    fewer = merge(chain.config, {"datasets": {"synthetic": {"perturbation_images": 2}}})
     first_stage(fewer, *given)
     assert (chain.folder / "first.safetensors").read_bytes() != whole
 

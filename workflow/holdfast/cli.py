@@ -13,7 +13,7 @@ import shutil
 import sys
 import textwrap
 
-from holdfast import config
+from holdfast import modules
 from holdfast.errors import HoldfastError
 
 PUBLISHED_SIZE = 256  # px; the side of the images that the parameters of deepfake models are counted at
@@ -72,7 +72,7 @@ def listed(section, names=()):
             expected=", ".join(LISTS),
             repair=f"write `holdfast list {nearest}`",
         )
-    known = sorted(config.registered(section))
+    known = sorted(modules.registered(section))
     for name in names:
         if name not in known:
             nearest = _nearest(name, known)
@@ -178,7 +178,7 @@ LISTS = {
 
 
 def _defaults(section, name):
-    settings = config.registered(section)[name]
+    settings = modules.registered(section)[name]
     return {key: setting["default"] for key, setting in settings.items() if "default" in setting}
 
 
@@ -196,9 +196,9 @@ def _parameters(network):
 
 
 def _docstrings(section):
-    """{registered name: docstring of its module}, read from the text as config.registered does."""
+    """{registered name: docstring of its module}, read from the text as modules.registered does."""
     found = {}
-    for path in sorted((config.PACKAGE / config.SECTIONS[section]).glob("*.py")):
+    for path in sorted((modules.PACKAGE / modules.SECTIONS[section]).glob("*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"), str(path))
         for node in module.body:
             if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)):

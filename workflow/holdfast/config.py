@@ -1,41 +1,20 @@
-"""The config: read, merged, checked against schema and registries, and completed with defaults.
+"""The config: checked against schema and registries, completed with defaults; and what a run asks it."""
 
-The names and the SETTINGS of data sets, models, detectors and defences are read from the modules'
-text, not by importing them: a workflow starts in a second, without torch.
-"""
-
-import ast
 import copy
-import difflib
-import functools
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import jsonschema
-import yaml
-
 from holdfast import studies
 from holdfast.errors import HoldfastError
+from holdfast.modules import METRICS, PACKAGE, SECTIONS, first_stage_settings, literals, registered
+from holdfast.schema import check, closest, entry_schema, full_schema, with_defaults
+from holdfast.yaml_files import merge, ordered_like, read_part
 
-PACKAGE = Path(__file__).resolve().parent
-SCHEMA = PACKAGE.parent / "schemas" / "config.schema.json"
 UNION = "union"  # the attacker's detector that is all of them
 WIDER_FACE = "wider_face"  # the scenes' source where it is a folder
-# Section of the config: folder of the library whose modules register its entries.
-METRICS = "metrics"
-SECTIONS = {
-    "datasets": "data",
-    "deepfakes": "deepfakes",
-    "detectors": "detectors",
-    "defences": "defences",
-}
-# Keys of an entry that are the pipeline's, not its module's own SETTINGS.
-PIPELINE_KEYS = {"kind", "title", "skip", "seeds", "perturbation_images", "weights", "training", "health"}
-KINDS = {"datasets": "dataset", "deepfakes": "deepfake", "detectors": "detector", "defences": "defence"}
 
 
 def prepare_environment_of_jobs():
@@ -50,111 +29,16 @@ def prepare_environment_of_jobs():
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-@functools.cache
-def registered(section):
-    """{name: {setting: JSON schema}} of what the modules of a section register.
-
-    Reads the literal ``REGISTER`` and ``SETTINGS`` of each module; SETTINGS of a module that registers
-    nothing are common to all of its folder.
+def read(*paths):
+    """Merge YAML files in order (mappings deeply, anything else replaced) and complete the result.
 
     Raises:
-        HoldfastError: a REGISTER or SETTINGS that is not a literal dictionary, or a setting that has the
-            name of one of the pipeline's keys.
+        HoldfastError: a file is missing or not YAML, or the config is wrong (:func:`complete`).
     """
-    folder = PACKAGE / SECTIONS.get(section, section)
-    common, modules = {}, []
-    for path in sorted(folder.glob("*.py")):
-        module = _literals(path)
-        modules.append(module)
-        common |= {} if module["REGISTER"] else module["SETTINGS"]
-        taken = sorted(PIPELINE_KEYS & set(module["SETTINGS"]))
-        if taken:
-            raise HoldfastError(
-                f"SETTINGS of {path.name} cannot be used: the pipeline has a key of this name",
-                found=taken[0],
-                expected=f"none of {', '.join(sorted(PIPELINE_KEYS))}",
-                repair=f"call {taken[0]} something else",
-            )
-    return {name: {**common, **module["SETTINGS"]} for module in modules for name in module["REGISTER"]}
-
-
-@functools.cache  # asked for once for every job of the graph
-def modules_of(section, name):
-    """Paths, within the library, of the module that registers `name` (a registered one) and of all that it
-    imports from its folder, directly or not: that module first.
-    """
-    folder = SECTIONS.get(section, section)
-    beside = {path.stem: path for path in sorted((PACKAGE / folder).glob("*.py"))}
-    found = [next(stem for stem, path in beside.items() if name in _literals(path)["REGISTER"])]
-    for stem in found:  # grows on the way
-        for node in ast.walk(ast.parse(beside[stem].read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                package, _, module = node.module.partition(f"holdfast.{folder}")
-                named = [alias.name for alias in node.names] if not module else [module.removeprefix(".")]
-                if not package:
-                    found += [other for other in named if other in beside and other not in found]
-    return tuple(f"{folder}/{stem}.py" for stem in found)
-
-
-@functools.cache
-def _literals(path):
-    """What the text of a module says of REGISTER (names), SETTINGS and FIRST_STAGE, and TITLES: what its
-    classes' titles are, by registered name, as far as they are written out there.
-    """
-    found, titles = {"REGISTER": [], "SETTINGS": {}, "FIRST_STAGE": (), "TITLES": {}}, {}
-    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
-        if isinstance(node, ast.ClassDef):
-            titles[node.name] = _title_of(node)
-        if not isinstance(node, ast.Assign | ast.AnnAssign):
-            continue
-        target, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
-        name = getattr(target, "id", None)
-        try:
-            if name == "REGISTER":
-                if not isinstance(value, ast.Dict):
-                    raise ValueError("not written out")
-                found[name] = [ast.literal_eval(key) for key in value.keys]
-                classes = [titles.get(ast.unparse(one)) for one in value.values]
-                found["TITLES"] = dict(zip(found[name], classes, strict=True))
-            elif name == "SETTINGS" and isinstance(value, ast.Attribute):
-                # SETTINGS = stargan.SETTINGS: those of the module beside it.
-                found[name] = _literals(path.with_name(f"{ast.unparse(value.value)}.py"))[name]
-            elif name in ("SETTINGS", "FIRST_STAGE"):
-                found[name] = ast.literal_eval(value)
-        except ValueError as error:
-            wanted = "tuple of strings" if name == "FIRST_STAGE" else "dictionary with plain strings as keys"
-            raise HoldfastError(
-                f"{name} of {path.name} cannot be read, line {node.lineno}",
-                expected=f"a literal {wanted}",
-                repair="write it out; it is read without running the module",
-            ) from error
-    return found
-
-
-def _title_of(node):
-    """The `title = "…"` of a class, or None."""
-    for part in node.body:
-        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "title":
-            return part.value.value if isinstance(part.value, ast.Constant) else None
-    return None
-
-
-def full_schema():
-    """The JSON schema of the whole config, the entries' own settings not included."""
-    return json.loads(SCHEMA.read_text(encoding="utf-8"))
-
-
-def entry_schema(section, entry_kind):
-    """The JSON schema of one entry of a section: its common keys and its module's SETTINGS."""
-    schema = full_schema()
-    common = schema["$defs"][KINDS[section]]
-    own = registered(section).get(entry_kind, {})
-    return {
-        "$defs": schema["$defs"],
-        "type": "object",
-        "properties": {**common["properties"], **own},
-        "additionalProperties": False,
-    }
+    merged = {}
+    for path in paths:
+        merged = merge(merged, read_part(path))
+    return complete(merged)
 
 
 def complete(config, order=None):
@@ -172,15 +56,15 @@ def complete(config, order=None):
     config = copy.deepcopy(dict(config))
     if order is not None:
         config = ordered_like(read_part(order), config)
-    _check(config, schema, "")
-    config = _with_defaults(config, schema, schema)
+    check(config, schema, "")
+    config = with_defaults(config, schema, schema)
     for section in SECTIONS:
         for name, entry in config[section].items():
             config[section][name] = _complete_entry(section, name, entry)
     _check_titles(config)
     _check_references(config)
     for name, study in config["studies"].items():
-        config["studies"][name] = _with_defaults(study, schema["$defs"]["study"], schema)
+        config["studies"][name] = with_defaults(study, schema["$defs"]["study"], schema)
         if not study.get("skip"):
             _check_study(config, name)
     _check_tables(config)
@@ -202,12 +86,12 @@ def _complete_entry(section, name, entry):
             f"config key {named}: nobody registered '{kind}'",
             found=kind,
             expected=", ".join(known),
-            repair=_yaml_repair(section, _nearest(kind, known), name, entry)
+            repair=_yaml_repair(section, closest(kind, known), name, entry)
             + f"; or add workflow/holdfast/{SECTIONS[section]}/{kind}.py with a REGISTER",
         )
     schema = entry_schema(section, kind)
-    _check(entry, schema, where)
-    entry = _with_defaults(entry, schema, schema)
+    check(entry, schema, where)
+    entry = with_defaults(entry, schema, schema)
     if section == "datasets":
         entry.setdefault("kind", kind)
     return entry
@@ -226,7 +110,7 @@ def _check_titles(config):
     for section, folder in SECTIONS.items():
         own = {}
         for path in sorted((PACKAGE / folder).glob("*.py")):
-            own |= _literals(path)["TITLES"]
+            own |= literals(path)["TITLES"]
         owners = {}
         for name, entry in config[section].items():
             title = entry.get("title") or own.get(name)
@@ -251,7 +135,7 @@ def _check_references(config):
     ):
         running = active(config, section)
         if name not in running and not (key == "attacker.detector" and name == UNION and running):
-            nearest = _nearest(name, running) or next(iter(running), None)
+            nearest = closest(name, running) or next(iter(running), None)
             repair = f"write `{key.split('.')[-1]}: {nearest}`" if nearest else f"add an entry to {section}"
             refuse(key, name, ", ".join(running) or f"an entry of {section} without `skip`", repair)
     attacker, seeds = config["attacker"], config["perturbation_seeds"]
@@ -273,7 +157,7 @@ def _check_references(config):
     for name in config["metrics"]:
         if name not in registered(METRICS):
             known = registered(METRICS)
-            refuse("metrics", name, ", ".join(known), f"write `{_nearest(name, known) or next(iter(known))}`")
+            refuse("metrics", name, ", ".join(known), f"write `{closest(name, known) or next(iter(known))}`")
     for name, entry in active(config, "deepfakes").items():
         # A model with tags knows attributes that it does not edit.
         edited, where = entry["attributes"], "attributes"
@@ -305,7 +189,7 @@ def _check_study(config, name):
     where, study = f"studies.{name}", config["studies"][name]
     base, running = study["defence"], active(config, "defences")
     if base not in running:
-        nearest = _nearest(base, running)
+        nearest = closest(base, running)
         raise HoldfastError(
             f"config key {where}.defence refers to nothing that is run",
             found=base,
@@ -314,12 +198,12 @@ def _check_study(config, name):
         )
     known = registered("defences")[base]
     own = {"type": "object", "properties": known, "additionalProperties": False}
-    _check(study["settings"], own, f"{where}.settings")
+    check(study["settings"], own, f"{where}.settings")
     for setting, values in study["vary"].items():
         for value in values:
-            _check({setting: value}, own, f"{where}.vary")
+            check({setting: value}, own, f"{where}.vary")
     for number, values in enumerate(study["variants"]):
-        _check(values, own, f"{where}.variants.{number}")
+        check(values, own, f"{where}.variants.{number}")
     varied = {setting for values in studies.values_of(study) for setting in values}
     if not varied:
         raise HoldfastError(
@@ -418,241 +302,9 @@ def _first_stage(config, method, entry):
     return studies.named(method, config["defences"][method], entry, settings) if settings else None
 
 
-@functools.cache
-def first_stage_settings(method):
-    """Names of the settings that decide the first stage of a registered defence; () of one without.
-
-    Raises:
-        HoldfastError: FIRST_STAGE names something else.
-    """
-    module = modules_of("defences", method)[0]
-    settings, known = _literals(PACKAGE / module)["FIRST_STAGE"], registered("defences")[method]
-    whole = isinstance(settings, tuple)
-    unknown = [name for name in settings if name not in known] if whole else []
-    if not whole or unknown:
-        raise HoldfastError(
-            f"FIRST_STAGE of {module} cannot be used",
-            found=repr(settings),
-            expected=f"a tuple of names of settings: {', '.join(known)}",
-            repair=f"remove {unknown[0]}" if unknown else "write a comma behind the only name",
-        )
-    return settings
-
-
 def active(config, section):
     """The entries of a section that are run: those without `skip`."""
     return {name: entry for name, entry in config[section].items() if not entry.get("skip")}
-
-
-def _with_defaults(value, schema, root):
-    if not isinstance(value, dict):
-        return value
-    properties = schema.get("properties", {})
-    value = dict(value)
-    for key, part in properties.items():
-        if "$ref" in part:
-            part = {**root["$defs"][part["$ref"].rsplit("/", 1)[1]], **part}
-        if key not in value and "default" in part:
-            value[key] = copy.deepcopy(part["default"])
-        if key in value:
-            value[key] = _with_defaults(value[key], part, root)
-    return value
-
-
-def _check_registered(validator, section, name, schema):
-    """What the keyword `registered` of a schema means: a name that a module of that section registers."""
-    if isinstance(name, str) and name not in registered(section):
-        yield jsonschema.ValidationError(f"nobody registered {name}")
-
-
-_Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    {"registered": _check_registered},
-    # JSON Schema takes 2.0 for an integer, range() does not.
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    ),
-)
-
-
-def _check(value, schema, where):
-    errors = sorted(
-        _Validator(schema).iter_errors(value),
-        key=lambda e: list(map(str, e.absolute_path)),
-    )
-    if errors:
-        raise _told(errors[0], where)
-    _check_finite(value, where)
-
-
-def _check_finite(value, key):
-    """YAML knows .nan and .inf, which pass every comparison of a schema or make it meaningless."""
-    if isinstance(value, dict | list):
-        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_finite(part, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise HoldfastError(
-            f"config key {key} has a wrong value",
-            found=_yaml(value),
-            expected="a finite number",
-            repair="give a finite number",
-        )
-
-
-def _told(error, where):
-    error = _likeliest(error)
-    path = [*([where] if where else []), *(str(part) for part in error.absolute_path)]
-    key = ".".join(path)
-    schema = error.schema
-    if error.validator == "additionalProperties":
-        allowed = list(schema.get("properties", {}))
-        unknown = sorted(set(error.instance) - set(allowed), key=str)[0]
-        full = ".".join([*path, str(unknown)])
-        nearest = _nearest(unknown, allowed)
-        repair = f"write `{nearest}: {_yaml(error.instance[unknown])}`" if nearest else f"remove `{unknown}`"
-        return HoldfastError(
-            f"config key {full} is unknown", found=unknown, expected=", ".join(allowed), repair=repair
-        )
-    if error.validator == "required":
-        missing = [name for name in schema["required"] if name not in error.instance][0]
-        return HoldfastError(
-            f"config key {'.'.join([*path, missing])} is missing",
-            repair=f"add `{missing}:` as in config.yaml",
-        )
-    expected, found = _expectation(error), error.instance
-    last = path[-1] if path else ""
-    repair = f"give {expected}"
-    if error.validator == "registered":
-        nearest = _nearest(found, registered(error.validator_value))
-        repair = f"write {nearest}" if nearest else f"remove {found}"
-    elif expected == "integer" and isinstance(found, float) and found.is_integer():
-        repair = f"write `{last}: {int(found)}`"
-    elif "default" in schema:
-        repair = f"write for example `{last}: {_yaml(schema['default'])}`"
-    return HoldfastError(
-        f"config key {key} has a wrong value",
-        found=_yaml(found),
-        expected=expected + (f" ({schema['description']})" if "description" in schema else ""),
-        repair=repair,
-    )
-
-
-def _likeliest(error):
-    """Of what an `anyOf` has against a value: the first complaint of the form that was likely meant."""
-    while error.context:
-        forms = {}
-        for part in error.context:
-            forms.setdefault(part.schema_path[0], []).append(part)
-        # Neither one of another type, nor one that has more against it.
-        meant = [parts for parts in forms.values() if not any(map(_of_another_type, parts))]
-        if not meant:
-            break
-        error = min(meant, key=len)[0]
-    return error
-
-
-def _of_another_type(error):
-    whole = error.validator == "type" or (error.context and all(map(_of_another_type, error.context)))
-    return bool(whole) and not error.path
-
-
-def _types_of(error):
-    """The types that an `anyOf` would take."""
-    if error.validator == "type":
-        return [error.validator_value]
-    return list(dict.fromkeys(name for part in error.context for name in _types_of(part)))
-
-
-def _expectation(error):
-    wanted = error.validator_value
-    words = {
-        "type": lambda: " or ".join(wanted if isinstance(wanted, list) else [wanted]),
-        "anyOf": lambda: " or ".join(_types_of(error)),
-        "registered": lambda: "one of " + ", ".join(registered(wanted)),
-        "enum": lambda: "one of " + ", ".join(map(str, wanted)),
-        "exclusiveMinimum": lambda: f"a number above {wanted}",
-        "minimum": lambda: f"a number of at least {wanted}",
-        "maximum": lambda: f"a number of at most {wanted}",
-        "exclusiveMaximum": lambda: f"a number below {wanted}",
-        "multipleOf": lambda: f"a multiple of {wanted}",
-        "minItems": lambda: f"at least {wanted} entries",
-        "maxItems": lambda: f"at most {wanted} entries",
-        "minLength": lambda: "some text",
-        "minProperties": lambda: "at least one entry",
-        "uniqueItems": lambda: "entries that differ",
-        "pattern": lambda: f"text of the form {wanted}",
-    }
-    return words.get(error.validator, lambda: error.message)()
-
-
-def _nearest(name, names):
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
-    return close[0] if close else None
-
-
-def _yaml(value):
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
-
-
-def read(*paths):
-    """Merge YAML files in order (mappings deeply, anything else replaced) and complete the result.
-
-    Raises:
-        HoldfastError: a file is missing or not YAML, or the config is wrong (:func:`complete`).
-    """
-    merged = {}
-    for path in paths:
-        merged = merge(merged, read_part(path))
-    return complete(merged)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = []
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands twice: put all of it under one", key_node.start_mark
-                )
-            seen.append(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_part(path):
-    """One YAML file, not completed; nothing but comments is {}.
-
-    Raises:
-        HoldfastError: it is missing, not YAML of `key: value`, or has a key twice.
-    """
-    try:
-        part = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HoldfastError(
-            f"cannot read the config {path}", found=str(error), expected="a YAML file"
-        ) from error
-    if not isinstance(part, dict):
-        raise HoldfastError(
-            f"cannot read the config {path}", found=_yaml(part), expected="a YAML file of `key: value`"
-        )
-    return part
-
-
-def merge(base, change):
-    """`change` laid over `base`; mappings are merged deeply."""
-    if not (isinstance(base, dict) and isinstance(change, dict)):
-        return change
-    return {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
-
-
-def ordered_like(reference, value):
-    """`value` with the keys of `reference` first and in its order, deeply: the order of rows in tables."""
-    if not (isinstance(reference, dict) and isinstance(value, dict)):
-        return value
-    names = [name for name in reference if name in value] + [name for name in value if name not in reference]
-    return {name: ordered_like(reference.get(name), value[name]) for name in names}
 
 
 def digest(value):

@@ -8,7 +8,8 @@ library, or any change would cost every job.
 import ast
 import functools
 
-from holdfast.config import PACKAGE, digest, modules_of
+from holdfast.config import digest
+from holdfast.modules import PACKAGE, modules_of
 
 LOOP = ("training/loop.py", "seeds.py")
 #: Beside the folder of the defences, what some of them import that decides what they give.

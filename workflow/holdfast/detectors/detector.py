@@ -18,7 +18,7 @@ from holdfast.tensors import check_values, read_checkpoint, write_tensors
 SMALLEST_SIDE = 32
 REPAIR = "compare its sha256 with the published one"
 MADE_ANEW = "remove it and let the rule that makes it run again"
-#: Of every detector (holdfast.config reads them from here, too).
+#: Of every detector (holdfast.modules reads them from here, too).
 SETTINGS = {
     "input_size": {
         "type": ["integer", "null"],

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from holdfast import sources
-from holdfast.config import PIPELINE_KEYS, digest, hash_of
+from holdfast.config import digest, hash_of
 from holdfast.data.faceset import FaceSet, read_report
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.deepfakes import model as deepfake_model
@@ -14,6 +14,7 @@ from holdfast.deepfakes.classifier import AttributeClassifier
 from holdfast.detectors import DETECTORS
 from holdfast.files import sha256_of
 from holdfast.jobs import device_of
+from holdfast.modules import PIPELINE_KEYS
 from holdfast.records import provenance
 
 
