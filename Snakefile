@@ -18,6 +18,8 @@ sys.path.insert(0, str(HERE / "workflow"))
 import holdfast.config as settings
 import holdfast.sources as sources
 from holdfast.errors import HoldfastError
+from holdfast.modules import SECTIONS, modules_of
+from holdfast.yaml_files import read_part
 
 # Scripts run in processes of their own; they import the library from here, installed or not.
 settings.prepare_environment_of_jobs()
@@ -28,10 +30,10 @@ configfile: HERE / "config.yaml"
 
 # Where the data lie on this machine; see README. Not part of the repository.
 try:
-    paths = settings.read_part("paths.yaml") if Path("paths.yaml").exists() else {}
+    paths = read_part("paths.yaml") if Path("paths.yaml").exists() else {}
     # Those of --configfile, which Snakemake has read already, do not go unchecked: a key twice is refused.
     for preset in workflow.overwrite_configfiles:
-        settings.read_part(preset)
+        read_part(preset)
 except HoldfastError as error:
     sys.exit(f"\nError: {error}\n")
 

@@ -61,7 +61,7 @@ def library(*names):
 
 def library_of(section, name, *more):
     """The module that registers `name`, what it takes from its folder, and `more`."""
-    return library(*settings.modules_of(section, name), *more)
+    return library(*modules_of(section, name), *more)
 
 
 HEALTH_LIBRARY = ["stages/health.py", *(f"metrics/{name}.py" for name in ("edits", "fid", "image", "metric"))]

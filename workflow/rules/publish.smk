@@ -46,7 +46,7 @@ rule tables:
     conda:
         "../../envs/holdfast.yaml"
     params:
-        plan=lambda w: {section: config[section] for section in settings.SECTIONS},
+        plan=lambda w: {section: config[section] for section in SECTIONS},
     script:
         "../scripts/tables.py"
 
@@ -64,7 +64,7 @@ rule study:
     conda:
         "../../envs/holdfast.yaml"
     params:
-        plan=lambda w: {key: config[key] for key in [*settings.SECTIONS, "studies", "perturbation_seeds"]},
+        plan=lambda w: {key: config[key] for key in [*SECTIONS, "studies", "perturbation_seeds"]},
     script:
         "../scripts/study.py"
 
