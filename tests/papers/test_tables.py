@@ -7,18 +7,10 @@ from hypothesis import strategies as st
 from paper_records import a_run, cell, outputs, plan, record
 
 from holdfast.errors import HoldfastError
+from holdfast.papers.layouts import AVERAGE, NOT_MEASURED, NOT_REPORTED, NOTHING, TABLES
 from holdfast.papers.reported import load_reported
-from holdfast.papers.tables import (
-    AVERAGE,
-    NOT_MEASURED,
-    NOT_REPORTED,
-    NOTHING,
-    TABLES,
-    build_tables,
-    read_tables,
-    wide,
-    write_tables,
-)
+from holdfast.papers.tables import build_tables, read_tables, write_tables
+from holdfast.papers.wide import wide
 from holdfast.records import check
 
 REPORTED = load_reported()

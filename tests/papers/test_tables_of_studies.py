@@ -5,20 +5,11 @@ import pytest
 from paper_records import a_run, cell, outputs, plan, record
 
 from holdfast import config, modules
+from holdfast.papers.layouts import NOT_MEASURED, NOT_REPORTED, NOTHING, TABLES, direction
 from holdfast.papers.report import write_report
 from holdfast.papers.reported import load_reported
-from holdfast.papers.tables import (
-    NOT_MEASURED,
-    NOT_REPORTED,
-    NOTHING,
-    TABLES,
-    build_tables,
-    direction,
-    read_tables,
-    titles_of_tables,
-    wide,
-    write_tables,
-)
+from holdfast.papers.tables import build_tables, read_tables, titles_of_tables, write_tables
+from holdfast.papers.wide import wide
 from holdfast.stages.publish import plan_of
 
 REPORTED = load_reported()

@@ -33,12 +33,18 @@ RECORDS = [
 ]
 
 
+TABLES_LIBRARY = library(
+    *(f"papers/{name}.py" for name in ("tables", "layouts", "names", "cells", "rows", "reported")),
+    "stages/publish.py",
+)
+
+
 rule tables:
     """The papers' tables, reported beside measured."""
     input:
         records=RECORDS,
         reported=HERE / "workflow/papers/reported.csv",
-        library=library("papers/tables.py", "papers/reported.py", "stages/publish.py"),
+        library=TABLES_LIBRARY,
     output:
         expand(R / "tables/table_{table}.csv", table=TABLES),
     log:
@@ -56,7 +62,7 @@ rule study:
     input:
         records=lambda w: records_of_study(w.study),
         reported=HERE / "workflow/papers/reported.csv",
-        library=library("papers/tables.py", "papers/reported.py", "stages/publish.py", "studies.py"),
+        library=[*TABLES_LIBRARY, *library("studies.py")],
     output:
         R / "tables/table_{study}.csv",
     log:
@@ -102,7 +108,7 @@ rule report:
         tables=expand(R / "tables/table_{table}.csv", table=[*TABLES, *STUDIES]),
         figures=expand(R / "figures/figure_{figure}.png", figure=FIGURES),
         samples=expand(R / "models/{model}/samples.png", model=DEEPFAKES),
-        library=library("papers/report.py", "papers/tables.py", "stages/publish.py"),
+        library=[*TABLES_LIBRARY, *library("papers/report.py", "papers/wide.py")],
     output:
         report=R / "report.html",
         config=R / "config.yaml",

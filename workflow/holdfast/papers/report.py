@@ -6,17 +6,10 @@ from pathlib import Path
 
 from holdfast.errors import HoldfastError
 from holdfast.files import write_text
-from holdfast.papers.tables import (
-    NOT_MEASURED,
-    NOT_REPORTED,
-    NOTHING,
-    OWN_TITLES,
-    direction,
-    layout_named,
-    layout_of,
-    short,
-    titles_of_tables,
-)
+from holdfast.papers.layouts import NOT_MEASURED, NOT_REPORTED, NOTHING, direction, layout_named
+from holdfast.papers.names import OWN_TITLES
+from holdfast.papers.tables import titles_of_tables
+from holdfast.papers.wide import layout_of, short
 
 _ARROWS = {"up": "↑", "down": "↓"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -7,7 +7,6 @@ import yaml
 
 from holdfast import studies
 from holdfast.config import (
-    SECTIONS,
     active,
     attackers_defences,
     attackers_models,
@@ -24,10 +23,12 @@ from holdfast.defences import DEFENCES
 from holdfast.detectors import DETECTORS
 from holdfast.files import write_text
 from holdfast.metrics import METRICS
+from holdfast.modules import SECTIONS
 from holdfast.papers.figures import figure_5, figure_6, figure_7
+from holdfast.papers.layouts import TABLES
 from holdfast.papers.report import write_report
 from holdfast.papers.reported import load_reported
-from holdfast.papers.tables import TABLES, build_tables, read_tables, titles_of_tables, write_tables
+from holdfast.papers.tables import build_tables, read_tables, titles_of_tables, write_tables
 from holdfast.records import read_records
 from holdfast.stages.common import Work, detections_of, labels_of, open_faces
 from holdfast.stages.health import health_bar
