@@ -1,4 +1,4 @@
-"""The command line: what `holdfast list` prints, for people and for programs."""
+"""The command line: what `holdfast list` prints, for people and for programs, and the tables it writes."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -218,3 +219,49 @@ def test_the_console_script_is_this_command_line():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["scripts"]["holdfast"].partition(":")
     assert getattr(importlib.import_module(module), function) is cli.main
+
+
+LAB = ROOT / "results/lab"
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(holdfast, tmp_path):
+    config = ["--config", str(LAB / "config.yaml"), "--records", str(LAB / "records")]
+    code, out, err = holdfast("tables", *config, "--into", str(tmp_path))
+    assert (code, err) == (0, "")
+    written = [Path(line) for line in out.splitlines()]
+    assert {path.name for path in written} == {path.name for path in (LAB / "tables").iterdir()}
+    assert all(path.read_bytes() == (LAB / "tables" / path.name).read_bytes() for path in written)
+
+
+def test_tables_of_a_part_of_the_records_say_what_is_missing(holdfast, tmp_path):
+    for file in ("images/celeba.tsdf.0.jsonl", "outputs/celeba.tsdf.0.original.jsonl"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes((LAB / "records" / file).read_bytes())
+    config = ["--config", *(str(ROOT / name) for name in ("config.yaml", "workflow/presets/lab.yaml"))]
+    given = [*config, "--records", str(tmp_path), "--into", str(tmp_path / "tables")]
+    code, out, err = holdfast("tables", *given, "--only", "table_VI", "table_I")
+    assert (code, err) == (0, "") and len(out.splitlines()) == 2
+    table = pd.read_csv(tmp_path / "tables/table_VI.csv", dtype=str, keep_default_na=False)
+    cell = table.query("dataset == 'CelebA' and method == 'TSDF' and metric == 'psnr'").squeeze()
+    assert cell["seeds"] == "0" and cell["measured"] != "not measured"
+    others = table.query("dataset == 'CelebA' and method == 'FOUND'")
+    assert set(others["measured"]) == {"not measured"} and set(others["why"]) == {
+        "the run has no record of it"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong", "repair"),
+    [
+        (["--only", "table_IIII"], "no table table_IIII", "write table_III"),
+        (["--only", "something else"], "no table something else", "leave --only out"),
+        (["--records", "nowhere"], "no records in nowhere", "the folder `records`"),
+        (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml", ""),
+    ],
+)
+def test_tables_of_nothing_are_refused(holdfast, tmp_path, monkeypatch, arguments, wrong, repair):
+    monkeypatch.chdir(tmp_path)
+    config = [] if "--config" in arguments else ["--config", str(ROOT / "config.yaml")]
+    code, out, err = holdfast("tables", *config, *arguments)
+    assert (code, out) == (1, "") and wrong in err and repair in err
+    assert not list(tmp_path.iterdir())

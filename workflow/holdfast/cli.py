@@ -1,4 +1,5 @@
-"""The command line: ``holdfast list <section>`` shows what the registries hold.
+"""The command line: ``holdfast list <section>`` shows what the registries hold, ``holdfast tables`` writes the
+tables of what a run has recorded so far.
 
 What torch is not needed for does not import it: help, errors, and the data sets.
 """
@@ -44,7 +45,21 @@ def _run(argv):
     lister.add_argument("section", help=f"one of {', '.join(LISTS)}")
     lister.add_argument("names", nargs="*", metavar="name", help="only these of the section")
     lister.add_argument("--json", action="store_true", help="one JSON list of objects")
+    tables = "write the tables of the records that a run has so far"
+    tabler = commands.add_parser(
+        "tables", help=tables, description=f"{tables.capitalize()}; what is not measured yet, they say."
+    )
+    tabler.add_argument(
+        "--config", nargs="+", default=["config.yaml"], metavar="FILE", help="of the run, a preset after it"
+    )
+    tabler.add_argument("--records", metavar="FOLDER", help="default: records in the config's results")
+    tabler.add_argument("--into", metavar="FOLDER", default="tables", help="for the CSV files (%(default)s)")
+    tabler.add_argument("--only", nargs="+", metavar="TABLE", help="such as table_I; default: all")
     arguments = parser.parse_args(argv)
+    if arguments.command == "tables":
+        for path in _tables(arguments):
+            print(path)
+        return
     rows = listed(arguments.section, arguments.names)
     if arguments.json:
         print(json.dumps(rows, indent=2))
@@ -52,6 +67,15 @@ def _run(argv):
         # A file or a pipe has no width of its own.
         width = min(WIDEST, shutil.get_terminal_size((100, 0)).columns)
         print(laid_out([_cells(row) for row in rows], width))
+
+
+def _tables(arguments):
+    from holdfast import config
+    from holdfast.stages.publish import tables_so_far  # imports torch
+
+    found = config.read(*arguments.config)
+    records = arguments.records or os.path.join(found["results"], "records")
+    return tables_so_far(found, records, arguments.into, arguments.only)
 
 
 def listed(section, names=()):

@@ -21,15 +21,17 @@ from holdfast.data.pixels import to_bytes
 from holdfast.deepfakes import DEEPFAKES
 from holdfast.defences import DEFENCES
 from holdfast.detectors import DETECTORS
+from holdfast.errors import HoldfastError
 from holdfast.files import write_text
 from holdfast.metrics import METRICS
 from holdfast.modules import SECTIONS
 from holdfast.papers.figures import figure_5, figure_6, figure_7
 from holdfast.papers.layouts import TABLES
 from holdfast.papers.report import write_report
-from holdfast.papers.reported import load_reported
+from holdfast.papers.reported import REPORTED, load_reported
 from holdfast.papers.tables import build_tables, read_tables, titles_of_tables, write_tables
 from holdfast.records import read_records
+from holdfast.schema import closest
 from holdfast.stages.common import Work, detections_of, labels_of, open_faces
 from holdfast.stages.health import health_bar
 from holdfast.stages.protect import ProtectedSet
@@ -82,8 +84,39 @@ def plan_of(config):
 
 
 def tables(config, records, reported, folder, only=tuple(TABLES)):
-    """Tables as CSV files: I to VI, or those named by `only`, such as that of a study."""
-    write_tables(build_tables(read_records(records), plan_of(config), load_reported(reported), only), folder)
+    """Tables as CSV files: I to VI, or those named by `only`, such as that of a study; returns the paths."""
+    built = build_tables(read_records(records), plan_of(config), load_reported(reported), only)
+    return write_tables(built, folder)
+
+
+def tables_so_far(config, records, folder, only=None):
+    """The same of whatever records a run has by now: what it has not measured yet, the tables say.
+
+    Args:
+        records: folder with the records' folders (outputs, images, detection, ...).
+        only: names of tables; None: all, the studies' as well.
+
+    Raises:
+        HoldfastError: there are no records, or there is no such table.
+    """
+    known = list(titles_of_tables(plan_of(config)))
+    for name in only or []:
+        if name not in known:
+            nearest = closest(name, known)
+            raise HoldfastError(
+                f"there is no table {name}",
+                found=name,
+                expected=", ".join(known),
+                repair=f"write {nearest}" if nearest else "leave --only out for all of them",
+            )
+    files = sorted(Path(records).glob("*/*.jsonl"))
+    if not files:
+        raise HoldfastError(
+            f"there are no records in {records}",
+            expected="files outputs/*.jsonl, images/*.jsonl and so on, as a run writes them",
+            repair="name the folder `records` of the run's results, and the run's --config",
+        )
+    return tables(config, files, REPORTED, folder, only or known)
 
 
 @torch.no_grad()
