@@ -1,5 +1,5 @@
-"""The command line: ``holdfast list <section>`` shows what the registries hold, ``holdfast tables`` writes the
-tables of what a run has recorded so far.
+"""The command line: ``holdfast list <section>`` shows what the registries hold, ``holdfast tables`` writes
+the tables of what a run has recorded so far.
 
 What torch is not needed for does not import it: help, errors, and the data sets.
 """
