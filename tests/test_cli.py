@@ -222,10 +222,13 @@ def test_the_console_script_is_this_command_line():
 
 
 LAB = ROOT / "results/lab"
+FOUR_MODELS = LAB / "benchmarks/four_models"  # which no run writes over
 
 
-@pytest.mark.parametrize("folder", [LAB, LAB / "benchmarks/four_models"], ids=["lab", "four_models"])
+@pytest.mark.parametrize("folder", [LAB, FOUR_MODELS], ids=["lab", "four_models"])
 def test_the_committed_tables_are_those_of_the_committed_records(holdfast, tmp_path, folder):
+    if folder == LAB and (LAB / "logs").exists():
+        pytest.skip("`make lab` has written over the committed results")
     committed = {path.stem: path.read_bytes() for path in (folder / "tables").iterdir()}
     given = ["--config", str(folder / "config.yaml"), "--records", str(folder / "records")]
     code, out, err = holdfast("tables", *given, "--into", str(tmp_path), "--only", *committed)
@@ -236,7 +239,7 @@ def test_the_committed_tables_are_those_of_the_committed_records(holdfast, tmp_p
 def test_tables_of_a_part_of_the_records_say_what_is_missing(holdfast, tmp_path):
     for file in ("images/celeba.tsdf.0.jsonl", "outputs/celeba.tsdf.0.original.jsonl"):
         (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_bytes((LAB / "records" / file).read_bytes())
+        (tmp_path / file).write_bytes((FOUR_MODELS / "records" / file).read_bytes())
     config = ["--config", *(str(ROOT / name) for name in ("config.yaml", "workflow/presets/lab.yaml"))]
     given = [*config, "--records", str(tmp_path), "--into", str(tmp_path / "tables")]
     code, out, err = holdfast("tables", *given, "--only", "table_VI", "table_I")

@@ -6,7 +6,6 @@ What torch is not needed for does not import it: help, errors, and the data sets
 
 import argparse
 import ast
-import difflib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import textwrap
 
 from holdfast import modules
 from holdfast.errors import HoldfastError
+from holdfast.schema import closest
 
 PUBLISHED_SIZE = 256  # px; the side of the images that the parameters of deepfake models are counted at
 WIDEST, NARROWEST = 110, 30  # characters: of a line, and of the last column of a table
@@ -89,7 +89,7 @@ def listed(section, names=()):
         HoldfastError: there is no such section, or nobody registered a name.
     """
     if section not in LISTS:
-        nearest = _nearest(section, LISTS) or next(iter(LISTS))
+        nearest = closest(section.lower(), LISTS) or next(iter(LISTS))
         raise HoldfastError(
             f"there is no section '{section}' to list",
             found=section,
@@ -99,7 +99,7 @@ def listed(section, names=()):
     known = sorted(modules.registered(section))
     for name in names:
         if name not in known:
-            nearest = _nearest(name, known)
+            nearest = closest(name.lower(), known)
             raise HoldfastError(
                 f"nobody registered '{name}' in {section}",
                 found=name,
@@ -107,10 +107,6 @@ def listed(section, names=()):
                 repair=f"write `holdfast list {' '.join(filter(None, (section, nearest)))}`",
             )
     return LISTS[section](list(names) or known)
-
-
-def _nearest(name, names):
-    return next(iter(difflib.get_close_matches(name.lower(), list(names), n=1)), None)
 
 
 def _deepfakes(names):

@@ -5,7 +5,7 @@ from holdfast.errors import HoldfastError
 #: Titles of what is no entry of the config, or has none there: the control, and all detectors together.
 OWN_TITLES = {("defences", "none"): "Original", ("detectors", "union"): "all detectors"}
 UNION = OWN_TITLES["detectors", "union"]
-GROUPS = {
+_GROUPS = {
     "datasets": "data set",
     "deepfakes": "deepfake model",
     "detectors": "face detector",
@@ -18,7 +18,7 @@ class Names:
 
     def __init__(self, plan, seeds=None):
         self.groups = {}
-        for group, word in GROUPS.items():
+        for group, word in _GROUPS.items():
             entries = {name: entry.get("title", name) for name, entry in plan[group].items()}
             for title in entries.values():
                 owners = [name for name, other in entries.items() if other == title]
@@ -32,7 +32,7 @@ class Names:
             self.groups[group] = entries
         self.skips = {
             (group, self.groups[group][name]): entry["skip"]
-            for group in GROUPS
+            for group in _GROUPS
             for name, entry in plan[group].items()
             if entry.get("skip")
         }
@@ -78,7 +78,7 @@ class Names:
             return f"{title} is left out: {self.skips[group, title]}"
         if title not in self.groups[group].values():
             ending = "has no source" if group == "datasets" else "is not part"
-            return f"the {GROUPS[group]} {title} {ending} {'of' if group != 'datasets' else 'in'} this run"
+            return f"the {_GROUPS[group]} {title} {ending} {'of' if group != 'datasets' else 'in'} this run"
         return None
 
 

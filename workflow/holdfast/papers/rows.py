@@ -55,12 +55,12 @@ def row_of(name, key, cell, told, names):
     row["n"] = str(low) if low == high else f"{low}-{high}"
     row["seeds"] = " ".join(str(seed) for seed in seeds or [] if seed is not None) or NOTHING
     row["measured_by"] = " ".join(sorted(metrics))
-    if names.attackers_seeds and (of_attacker(row) or name in COMPARING):
-        why.append(f"the attacker works on seed {listed(names.attackers_seeds)} only (attacker.seeds)")
-    elif not of_attacker(row) and (own := names.defences_seeds.get(row["method"])):
-        why.append(f"{row['method']} is measured with seed {listed(own)} only (its `seeds`)")
+    if names.attackers_seeds and (_of_attacker(row) or name in COMPARING):
+        why.append(f"the attacker works on seed {_listed(names.attackers_seeds)} only (attacker.seeds)")
+    elif not _of_attacker(row) and (own := names.defences_seeds.get(row["method"])):
+        why.append(f"{row['method']} is measured with seed {_listed(own)} only (its `seeds`)")
     if names.studys_seeds:
-        why.append(f"the study is run with seed {listed(names.studys_seeds)} only (its `seeds`)")
+        why.append(f"the study is run with seed {_listed(names.studys_seeds)} only (its `seeds`)")
     network = sorted(
         m for m in metrics if m != row["metric"] and "[" in m and not row["metric"].endswith("]")
     )
@@ -71,7 +71,7 @@ def row_of(name, key, cell, told, names):
     return row
 
 
-def of_attacker(row):
+def _of_attacker(row):
     """Whether a row is of what the attacker collects, or of a model that he retrained on it."""
     return row.get("state") in RETRAINED or row["metric"].endswith(COLLECTED)
 
@@ -106,9 +106,9 @@ def _averaged(mean):
     if not found:
         return None
     seeds = [cell[2] for cell in found.values()]
-    remarks = [f"mean over {listed(found)}"]
+    remarks = [f"mean over {_listed(found)}"]
     if len(found) < len(mean.models):
-        remarks[0] += f"; the paper's is over {listed(mean.models)}"
+        remarks[0] += f"; the paper's is over {_listed(mean.models)}"
     remarks += _told({title: "; ".join(cell[4]) for title, cell in found.items()})
     if all(other == seeds[0] for other in seeds):
         shared = seeds[0]
@@ -123,7 +123,7 @@ def _averaged(mean):
     return values, numbers, shared, metrics, remarks
 
 
-def listed(titles):
+def _listed(titles):
     """Titles or numbers as a sentence has them: "a, b and c"."""
     titles = [str(title) for title in titles]
     return titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
@@ -151,13 +151,15 @@ def _reason(name, row, cell, names):
         return f"the models are trained and retrained on {names.training} in this run"
     if row["method"] == names.control and layout_named(name)["kind"] in ("outputs", "images"):
         return _UNPROTECTED
-    if row["method"] in names.uncollected and of_attacker(row):
+    if row["method"] in names.uncollected and _of_attacker(row):
         return f"the attacker does not collect faces of {row['method']} in this run (attacker.defences)"
     if row.get("state") in RETRAINED and row["subject"] in names.left_alone:
         return f"the attacker does not retrain {row['subject']} in this run (attacker.models)"
     if row["subject"] in (AVERAGE, PAIR):
         why = "none of its models has this value"
         if row.get("state") in RETRAINED and names.left_alone:
-            why += f"; the attacker does not retrain {listed(names.left_alone)} in this run (attacker.models)"
+            why += (
+                f"; the attacker does not retrain {_listed(names.left_alone)} in this run (attacker.models)"
+            )
         return why
     return "the run has no record of it"

@@ -41,7 +41,8 @@ def protect(
             repair="set `limits` of the data set so that the split has images, or give the data set `skip`",
         )
     defence = opened_defence(work, name, seed, perturbation, training_index, models, detectors)
-    # A defence per image fills up what it is given to so many images, and they are kept together.
+    # A defence per image computes so many images at a time (Defence.protect): a smaller batch it would
+    # fill up, and throw the rest away.
     at_once = config["measuring"]["batch"] if defence.universal else defence.surroundings.batch
     kept = (
         None

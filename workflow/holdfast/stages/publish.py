@@ -90,7 +90,8 @@ def tables(config, records, reported, folder, only=tuple(TABLES)):
 
 
 def tables_so_far(config, records, folder, only=None):
-    """The same of whatever records a run has by now: what it has not measured yet, the tables say.
+    """The same of whatever records lie there by now: what is not measured yet, the tables say. Those that an
+    earlier config has left count, too.
 
     Args:
         records: folder with the records' folders (outputs, images, detection, ...).
